@@ -1,0 +1,1 @@
+//! CoAP endpoint and server for devices.

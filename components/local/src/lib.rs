@@ -1,0 +1,1 @@
+//! The built-in pub/sub local: what devices and applications on this box share.

@@ -1,0 +1,1 @@
+//! In-memory state store and pub/sub.

@@ -1,0 +1,1 @@
+//! Host sensors input binding: hwmon, thermal zones and proc.

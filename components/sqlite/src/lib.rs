@@ -1,0 +1,1 @@
+//! State store and small durable tables on SQLite.
