@@ -1,1 +1,17 @@
-//! core
+//! The core of Selvedge: the contracts that components implement, the building blocks of the Dapr API, the outbox that keeps
+//! every accepted message, the escape controller, and the node that puts them together.
+//!
+//! Direction of dependency: targets know components and core, components know the core, the core knows neither.
+//! Decision logic is free of IO and clocks ([`topic`], [`outbox`]'s logs and cursors, link states); thin loops around it act.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod component;
+pub mod hub;
+pub mod message;
+pub mod outbox;
+pub mod resource;
+pub mod telemetry;
+pub mod time;
+pub mod topic;
+pub mod units;

@@ -27,8 +27,7 @@ impl Timestamp {
     #[must_use]
     pub fn to_rfc3339(self) -> String {
         let millis = i64::try_from(self.0).unwrap_or(i64::MAX);
-        jiff::Timestamp::from_millisecond(millis)
-            .map_or_else(|_| "9999-12-31T23:59:59.999Z".to_owned(), |t| format!("{t:.3}"))
+        jiff::Timestamp::from_millisecond(millis).map_or_else(|_| "9999-12-31T23:59:59.999Z".to_owned(), |t| format!("{t:.3}"))
     }
 }
 

@@ -1,0 +1,92 @@
+//! Reading what is stored for one destination, lane after lane by weight.
+
+use crate::outbox::{DestinationId, LaneId, Outbox, OutboxError, Reader, Run};
+
+/// Records that a lane of weight 1 may hand out before the next lane has its turn.
+const QUANTUM: usize = 32;
+
+/// Reads a destination's records from all lanes. Order is kept within a lane, and so for each topic.
+#[derive(Debug)]
+pub struct Consumer {
+    lanes: Vec<(LaneId, usize, Reader)>,
+    turn: usize,
+}
+
+/// A run of records of one lane; reused from call to call.
+#[derive(Debug, Default)]
+pub struct LaneRun {
+    /// The records.
+    pub run: Run,
+    lane: Option<LaneId>,
+}
+
+impl LaneRun {
+    /// The lane that the records stand in; none before the first read.
+    #[must_use]
+    pub fn lane(&self) -> Option<LaneId> {
+        self.lane
+    }
+}
+
+impl Consumer {
+    pub(super) fn new(outbox: &Outbox, weights: &[(LaneId, u32)], destination: DestinationId) -> Self {
+        let lanes = weights.iter().map(|(lane, weight)| (*lane, *weight as usize, outbox.reader(destination, *lane))).collect();
+        Self { lanes, turn: 0 }
+    }
+
+    /// Reads the next records of one lane, at most `max_records` and about `max_bytes`; returns how many, 0 when caught up.
+    ///
+    /// # Errors
+    /// When a lane cannot be read. The others can: calling again goes on with the next lane.
+    pub fn next_run(&mut self, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
+        for _ in 0..self.lanes.len() {
+            let at = self.turn;
+            self.turn = (self.turn + 1) % self.lanes.len();
+            let (lane, weight, reader) = &mut self.lanes[at];
+            let read = reader.next_run(max_records.min(QUANTUM * *weight), max_bytes, &mut into.run)?;
+            if read > 0 {
+                into.lane = Some(*lane);
+                return Ok(read);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Resolves when there may be something new to read. Cancel-safe.
+    pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
+        let all: Vec<_> = self.lanes.iter().map(|(_, _, reader)| Box::pin(reader.readable())).collect();
+        async move {
+            if !all.is_empty() {
+                futures_util::future::select_all(all).await;
+            }
+        }
+    }
+
+    /// These records of the lane are delivered for good; any order.
+    pub fn acknowledge(&self, lane: LaneId, sequences: &[u64]) {
+        if let Some((_, _, reader)) = self.lanes.iter().find(|(l, _, _)| *l == lane) {
+            reader.acknowledge(sequences);
+        }
+    }
+
+    /// The destination refuses this record for good.
+    pub fn reject(&self, lane: LaneId, sequence: u64, reason: &str) {
+        if let Some((_, _, reader)) = self.lanes.iter().find(|(l, _, _)| *l == lane) {
+            reader.reject(sequence, reason);
+        }
+    }
+
+    /// Starts again at the lowest record that is not acknowledged, in every lane.
+    pub fn rewind(&mut self) {
+        for (_, _, reader) in &mut self.lanes {
+            reader.rewind();
+        }
+        self.turn = 0;
+    }
+
+    /// Records stored for the destination and not done, over all lanes.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.lanes.iter().map(|(_, _, reader)| reader.queued()).sum()
+    }
+}

@@ -1,0 +1,342 @@
+//! The exchange: every message that the node accepts passes here, once.
+//!
+//! [`Hub::accept`] decides in one place who gets a message: live subscribers at once, and durable destinations (an upstream, an
+//! application's subscription, an absent device's session) through the outbox, where it is stored once. The decision is
+//! made per topic and remembered, so that a busy topic costs one look-up per message.
+//!
+//! A pub/sub is a name space of topics: `local`, and each upstream by its component's name.
+
+mod consumer;
+mod retained;
+mod routing;
+
+pub use consumer::{Consumer, LaneRun};
+pub use retained::RetainedError;
+pub use routing::{LaneRule, LiveSink, LiveSubscription};
+
+use std::sync::{Arc, RwLock};
+
+use smallvec::SmallVec;
+
+use crate::component::{Fut, Table, TableError};
+use crate::message::{Inbound, Message};
+use crate::outbox::{DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
+use crate::time::Clock;
+use crate::topic::{self, TopicError};
+use retained::Retained;
+use routing::{Route, RouteCache, Routing};
+
+/// Why the hub did not take a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcceptError {
+    /// The topic breaks MQTT's rules.
+    #[error("topic {topic:?}: {source}")]
+    Topic {
+        /// The topic, cut to 256 characters.
+        topic: String,
+        /// The rule.
+        source: TopicError,
+    },
+    /// The lane refused: full, failed, too large, or busy.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// A retained message could not be kept.
+    #[error(transparent)]
+    Retained(#[from] RetainedError),
+}
+
+/// Why a hub could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HubError {
+    /// A rule names a lane that the outbox does not have.
+    #[error("the outbox has no lane named {0}")]
+    NoLane(String),
+    /// The retained messages could not be read.
+    #[error(transparent)]
+    Retained(#[from] RetainedError),
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+#[must_use = "the sender may be answered only when the receipt has settled"]
+pub struct Accepted {
+    /// Messages taken, from the first on; the rest was not touched.
+    pub taken: usize,
+    /// What has to become durable before the sender is answered.
+    pub receipt: Receipt,
+    /// Id of the last record stored; none when no durable destination wanted any of them.
+    pub last: Option<RecordId>,
+    /// Why the message after the taken ones was refused.
+    pub refused: Option<AcceptError>,
+}
+
+/// The durable marks that a batch waits for.
+#[derive(Default)]
+pub struct Receipt {
+    marks: SmallVec<[(LaneId, u64); 2]>,
+    retained: Vec<Fut<'static, Result<(), TableError>>>,
+}
+
+impl std::fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receipt").field("marks", &self.marks).field("retained", &self.retained.len()).finish()
+    }
+}
+
+impl Receipt {
+    fn mark(&mut self, lane: LaneId, sequence: u64) {
+        match self.marks.iter_mut().find(|(l, _)| *l == lane) {
+            Some((_, s)) => *s = (*s).max(sequence),
+            None => self.marks.push((lane, sequence)),
+        }
+    }
+
+    /// Adds what `other` waits for.
+    pub fn merge(&mut self, other: Self) {
+        for (lane, sequence) in other.marks {
+            self.mark(lane, sequence);
+        }
+        self.retained.extend(other.retained);
+    }
+}
+
+/// A cheap handle to the exchange.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    outbox: Outbox,
+    weights: Vec<(LaneId, u32)>,
+    routing: RwLock<Routing>,
+    cache: RouteCache,
+    retained: Retained,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// A hub over an outbox. `lanes` are tried in order; the outbox must have a lane for each, and one named `default`.
+    /// `retained` keeps retained messages over restarts.
+    ///
+    /// # Errors
+    /// When the table cannot be read, or a rule names a lane that the outbox does not have.
+    pub async fn new(outbox: Outbox, lanes: Vec<LaneRule>, retained: Arc<dyn Table>, clock: Arc<dyn Clock>) -> Result<Self, HubError> {
+        let lane = |name: &str| outbox.lane(name).ok_or_else(|| HubError::NoLane(name.to_owned()));
+        let default = lane("default")?;
+        let mut weights: Vec<(LaneId, u32)> = outbox.lanes().into_iter().map(|(id, _)| (id, 1)).collect();
+        let mut rules = Vec::with_capacity(lanes.len());
+        for rule in lanes {
+            let id = lane(&rule.lane)?;
+            if let Some(weight) = weights.iter_mut().find(|(l, _)| *l == id) {
+                weight.1 = rule.weight.max(1);
+            }
+            rules.push((id, rule.filters));
+        }
+        let retained = Retained::load(retained, clock).await?;
+        Ok(Self {
+            shared: Arc::new(Shared { outbox, weights, routing: RwLock::new(Routing::new(rules, default)), cache: RouteCache::default(), retained }),
+        })
+    }
+
+    /// The store behind the hub.
+    #[must_use]
+    pub fn outbox(&self) -> &Outbox {
+        &self.shared.outbox
+    }
+
+    /// Accepts a batch for one pub/sub, in order. Live subscribers have each taken message when this returns; the sender may be
+    /// answered once the receipt has [settled](Self::settled). A message that no durable destination wants is not stored.
+    pub fn accept(&self, pubsub: &str, batch: &[Inbound<'_>]) -> Accepted {
+        let mut done = Accepted { taken: 0, receipt: Receipt::default(), last: None, refused: None };
+        let mut routes: SmallVec<[Arc<Route>; 64]> = SmallVec::with_capacity(batch.len());
+        for message in batch {
+            if let Err(source) = topic::check_name(message.topic) {
+                done.refused = Some(AcceptError::Topic { topic: message.topic.chars().take(256).collect(), source });
+                break; // those before it are taken below
+            }
+            routes.push(self.route(pubsub, message.topic));
+        }
+        // Neighbours that go to the same lane are one append.
+        let mut start = 0;
+        while start < routes.len() {
+            let lane = routes[start].lane;
+            let end = start + routes[start..].iter().take_while(|r| r.lane == lane).count();
+            let stop = self.accept_run(pubsub, lane, &batch[start..end], &routes[start..end], &mut done);
+            if let Some(refusal) = stop {
+                done.refused = Some(refusal); // it stands before the bad topic, if there was one
+                break;
+            }
+            start = end;
+        }
+        done
+    }
+
+    fn accept_run(&self, pubsub: &str, lane: LaneId, batch: &[Inbound<'_>], routes: &[Arc<Route>], done: &mut Accepted) -> Option<AcceptError> {
+        let records: SmallVec<[NewRecord<'_>; 64]> = batch
+            .iter()
+            .zip(routes)
+            .filter(|(_, route)| !route.destinations.is_empty())
+            .map(|(m, route)| NewRecord {
+                source: pubsub,
+                topic: m.topic,
+                payload: m.payload,
+                attributes: m.attributes,
+                qos: m.qos,
+                retain: m.retain,
+                ttl_seconds: m.ttl_seconds,
+                destinations: &route.destinations,
+            })
+            .collect();
+        let mut stored = 0;
+        let mut refusal = None;
+        if !records.is_empty() {
+            let appended = self.shared.outbox.append(lane, &records);
+            stored = appended.taken;
+            if stored > 0 {
+                done.receipt.mark(lane, appended.last.sequence);
+                done.last = Some(appended.last);
+            }
+            refusal = appended.refused.map(AcceptError::Outbox);
+        }
+        for (message, route) in batch.iter().zip(routes) {
+            if !route.destinations.is_empty() {
+                if stored == 0 {
+                    return refusal;
+                }
+                stored -= 1;
+            }
+            if message.retain {
+                match self.shared.retained.keep(pubsub, message) {
+                    Ok(write) => done.receipt.retained.push(write),
+                    Err(error) => return Some(error.into()),
+                }
+            }
+            if !route.live.is_empty() {
+                let shared = Arc::new(Message::from(message));
+                for sink in &route.live {
+                    sink.sink.deliver(sink.token, &shared);
+                }
+            }
+            done.taken += 1;
+        }
+        refusal
+    }
+
+    /// Resolves when everything in the receipt is as durable as its lane declares. Cancel-safe towards the store: what was
+    /// accepted stays accepted.
+    ///
+    /// # Errors
+    /// When a lane or the retained table failed: the sender must not be told that its message is safe.
+    pub async fn settled(&self, receipt: Receipt) -> Result<(), AcceptError> {
+        for (lane, sequence) in receipt.marks {
+            if !self.shared.outbox.is_durable(lane, sequence) {
+                self.shared.outbox.durable(lane, sequence).await?;
+            }
+        }
+        for write in receipt.retained {
+            write.await.map_err(RetainedError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the receipt has settled already, so that the caller may answer without waiting.
+    #[must_use]
+    pub fn is_settled(&self, receipt: &Receipt) -> bool {
+        receipt.retained.is_empty() && receipt.marks.iter().all(|(lane, sequence)| self.shared.outbox.is_durable(*lane, *sequence))
+    }
+
+    /// Accepts one message and waits until it is safe: what an application's publish needs.
+    ///
+    /// # Errors
+    /// Why it was refused, or why it is not safe.
+    pub async fn accept_one(&self, pubsub: &str, message: &Inbound<'_>) -> Result<Option<RecordId>, AcceptError> {
+        let accepted = self.accept(pubsub, std::slice::from_ref(message));
+        if let Some(refused) = accepted.refused {
+            return Err(refused);
+        }
+        self.settled(accepted.receipt).await?;
+        Ok(accepted.last)
+    }
+
+    fn route(&self, pubsub: &str, topic: &str) -> Arc<Route> {
+        self.shared
+            .cache
+            .get_or_make(pubsub, topic, || self.shared.routing.read().unwrap_or_else(std::sync::PoisonError::into_inner).resolve(pubsub, topic))
+    }
+
+    fn change_routing<T>(&self, change: impl FnOnce(&mut Routing) -> T) -> T {
+        let mut routing = self.shared.routing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let result = change(&mut routing);
+        drop(routing);
+        self.shared.cache.clear();
+        result
+    }
+
+    /// Subscribes a live sink: it gets messages while it is there, and nothing is kept for it. `token` comes back with every delivery.
+    /// Retained messages are not delivered here, see [`retained`](Self::retained).
+    ///
+    /// # Errors
+    /// When the filter breaks MQTT's rules.
+    pub fn subscribe(&self, pubsub: &str, filter: &str, token: u64, sink: Arc<dyn LiveSink>) -> Result<LiveSubscription, TopicError> {
+        topic::check_filter(filter)?;
+        let id = self.change_routing(|routing| routing.add_live(pubsub, filter, token, sink));
+        Ok(LiveSubscription::new(self.clone(), pubsub, filter, id))
+    }
+
+    pub(crate) fn unsubscribe(&self, pubsub: &str, filter: &str, id: u64) {
+        self.change_routing(|routing| routing.remove_live(pubsub, filter, id));
+    }
+
+    /// Registers a durable destination (or finds it again) by a name that is unique on the node, such as `upstream/cloud`.
+    ///
+    /// # Errors
+    /// When the store has no room for another.
+    pub fn destination(&self, name: &str) -> Result<DestinationId, OutboxError> {
+        self.shared.outbox.destination(name)
+    }
+
+    /// From now on messages of `pubsub` that `filter` covers are stored for the destination. The same pair twice counts once.
+    ///
+    /// # Errors
+    /// When the filter breaks MQTT's rules.
+    pub fn bind(&self, destination: DestinationId, pubsub: &str, filter: &str) -> Result<(), TopicError> {
+        topic::check_filter(filter)?;
+        self.change_routing(|routing| routing.bind(destination, pubsub, filter));
+        Ok(())
+    }
+
+    /// Undoes [`bind`](Self::bind). What is stored already stays queued.
+    pub fn unbind(&self, destination: DestinationId, pubsub: &str, filter: &str) {
+        self.change_routing(|routing| routing.unbind(destination, pubsub, filter));
+    }
+
+    /// Ends a destination: undoes its bindings and drops what is queued for it (counted as evicted).
+    ///
+    /// # Errors
+    /// When the store cannot note it.
+    pub fn forget(&self, destination: DestinationId) -> Result<(), OutboxError> {
+        self.change_routing(|routing| routing.unbind_all(destination));
+        self.shared.outbox.forget_destination(destination)
+    }
+
+    /// Reads what is stored for a destination, over all lanes by weight. One consumer per destination at a time.
+    #[must_use]
+    pub fn consumer(&self, destination: DestinationId) -> Consumer {
+        Consumer::new(&self.shared.outbox, &self.shared.weights, destination)
+    }
+
+    /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.
+    #[must_use]
+    pub fn retained(&self, pubsub: &str, filter: &str) -> Vec<Arc<Message>> {
+        self.shared.retained.matching(pubsub, filter)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! Who wants a topic: lane rules, durable bindings, live subscriptions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use smallvec::SmallVec;
+
+use super::Hub;
+use crate::message::Message;
+use crate::outbox::{DestinationId, LaneId};
+use crate::topic::{self, TopicTree};
+
+/// Topics whose route is remembered. Past it the memory starts anew, so a flood of random topics costs time, not memory.
+const REMEMBERED_ROUTES: usize = 8_192;
+
+/// Puts topics into a lane; the first rule that matches counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneRule {
+    /// Name of the lane.
+    pub lane: String,
+    /// Topic filters; none for a rule that only gives the lane its weight.
+    pub filters: Vec<String>,
+    /// Share of a destination's reading relative to other lanes, at least 1.
+    pub weight: u32,
+}
+
+/// Receives messages while it is subscribed. Must not block: a slow sink drops or disconnects, and counts it.
+pub trait LiveSink: Send + Sync + 'static {
+    /// One message, shared with the other sinks.
+    fn deliver(&self, token: u64, message: &Arc<Message>);
+}
+
+#[derive(Clone)]
+pub(super) struct Live {
+    id: u64,
+    pub(super) token: u64,
+    pub(super) sink: Arc<dyn LiveSink>,
+}
+
+/// The decision for one topic.
+pub(super) struct Route {
+    pub(super) lane: LaneId,
+    pub(super) destinations: SmallVec<[DestinationId; 4]>,
+    pub(super) live: Vec<Live>,
+}
+
+#[derive(Default)]
+struct Space {
+    durable: TopicTree<DestinationId>,
+    live: TopicTree<Live>,
+}
+
+pub(super) struct Routing {
+    rules: Vec<(LaneId, Vec<String>)>,
+    default: LaneId,
+    spaces: HashMap<String, Space>,
+    bindings: HashMap<DestinationId, Vec<(String, String)>>,
+    next_live: u64,
+}
+
+impl Routing {
+    pub(super) fn new(rules: Vec<(LaneId, Vec<String>)>, default: LaneId) -> Self {
+        Self { rules, default, spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0 }
+    }
+
+    pub(super) fn resolve(&self, pubsub: &str, topic: &str) -> Route {
+        let lane = self.rules.iter().find(|(_, filters)| filters.iter().any(|f| topic::matches(f, topic))).map_or(self.default, |(lane, _)| *lane);
+        let mut route = Route { lane, destinations: SmallVec::new(), live: Vec::new() };
+        if let Some(space) = self.spaces.get(pubsub) {
+            space.durable.each_match(topic, |d| {
+                if !route.destinations.contains(d) {
+                    route.destinations.push(*d);
+                }
+            });
+            space.live.each_match(topic, |l| route.live.push(l.clone()));
+        }
+        route
+    }
+
+    pub(super) fn add_live(&mut self, pubsub: &str, filter: &str, token: u64, sink: Arc<dyn LiveSink>) -> u64 {
+        self.next_live += 1;
+        let id = self.next_live;
+        self.space(pubsub).live.insert(filter, Live { id, token, sink });
+        id
+    }
+
+    pub(super) fn remove_live(&mut self, pubsub: &str, filter: &str, id: u64) {
+        if let Some(space) = self.spaces.get_mut(pubsub) {
+            space.live.remove(filter, |l| l.id == id);
+        }
+    }
+
+    pub(super) fn bind(&mut self, destination: DestinationId, pubsub: &str, filter: &str) {
+        let pair = (pubsub.to_owned(), filter.to_owned());
+        let bound = self.bindings.entry(destination).or_default();
+        if !bound.contains(&pair) {
+            bound.push(pair);
+            self.space(pubsub).durable.insert(filter, destination);
+        }
+    }
+
+    pub(super) fn unbind(&mut self, destination: DestinationId, pubsub: &str, filter: &str) {
+        if let Some(bound) = self.bindings.get_mut(&destination) {
+            bound.retain(|(p, f)| p != pubsub || f != filter);
+        }
+        if let Some(space) = self.spaces.get_mut(pubsub) {
+            space.durable.remove(filter, |d| *d == destination);
+        }
+    }
+
+    pub(super) fn unbind_all(&mut self, destination: DestinationId) {
+        for (pubsub, filter) in self.bindings.remove(&destination).unwrap_or_default() {
+            if let Some(space) = self.spaces.get_mut(&pubsub) {
+                space.durable.remove(&filter, |d| *d == destination);
+            }
+        }
+    }
+
+    fn space(&mut self, pubsub: &str) -> &mut Space {
+        self.spaces.entry(pubsub.to_owned()).or_default()
+    }
+}
+
+/// Decisions already made, by pub/sub and topic.
+#[derive(Default)]
+pub(super) struct RouteCache {
+    state: Mutex<Remembered>,
+}
+
+#[derive(Default)]
+struct Remembered {
+    /// Grows with every change of the routing: a route that was made before a change is not entered after it.
+    generation: u64,
+    by_pubsub: HashMap<String, HashMap<String, Arc<Route>>>,
+}
+
+impl RouteCache {
+    pub(super) fn get_or_make(&self, pubsub: &str, topic: &str, make: impl FnOnce() -> Route) -> Arc<Route> {
+        let lock = || self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = {
+            let state = lock();
+            if let Some(route) = state.by_pubsub.get(pubsub).and_then(|topics| topics.get(topic)) {
+                return route.clone();
+            }
+            state.generation
+        };
+        let route = Arc::new(make());
+        let mut state = lock();
+        if state.generation == generation {
+            let topics = state.by_pubsub.entry(pubsub.to_owned()).or_default();
+            if topics.len() >= REMEMBERED_ROUTES {
+                topics.clear();
+            }
+            topics.insert(topic.to_owned(), route.clone());
+        }
+        route
+    }
+
+    /// Called after the routing has changed.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.generation += 1;
+        state.by_pubsub.clear();
+    }
+}
+
+/// A live subscription; dropping it ends it.
+pub struct LiveSubscription {
+    hub: Hub,
+    pubsub: String,
+    filter: String,
+    id: u64,
+}
+
+impl std::fmt::Debug for LiveSubscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveSubscription").field("pubsub", &self.pubsub).field("filter", &self.filter).finish_non_exhaustive()
+    }
+}
+
+impl LiveSubscription {
+    pub(super) fn new(hub: Hub, pubsub: &str, filter: &str, id: u64) -> Self {
+        Self { hub, pubsub: pubsub.to_owned(), filter: filter.to_owned(), id }
+    }
+}
+
+impl Drop for LiveSubscription {
+    fn drop(&mut self) {
+        self.hub.unsubscribe(&self.pubsub, &self.filter, self.id);
+    }
+}

@@ -1,0 +1,274 @@
+//! What each kind means: finished values, no maybe-defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::outbox::{Durability, WhenFull};
+
+/// Where a property's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PropertySource {
+    /// Written in the resource.
+    Literal(String),
+    /// `secretKeyRef`: secret name, key (equal to the name when not written).
+    Secret {
+        /// Name of the secret.
+        name: String,
+        /// Key within it.
+        key: String,
+    },
+    /// `envRef`.
+    Environment(String),
+}
+
+/// One entry of `spec.metadata`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PropertyValue {
+    /// Name as written.
+    pub name: String,
+    /// Source of the value.
+    pub source: PropertySource,
+}
+
+impl std::fmt::Debug for PropertyValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.name)
+    }
+}
+
+/// `kind: Component` of `dapr.io/v1alpha1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentSpec {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.type`, as written.
+    pub type_name: String,
+    /// `spec.version`, as written; may be empty.
+    pub version: String,
+    /// `spec.ignoreErrors`.
+    pub ignore_errors: bool,
+    /// `spec.initTimeout`; 5 s when absent or unparsable.
+    pub init_timeout: Duration,
+    /// `spec.metadata`.
+    pub properties: Vec<PropertyValue>,
+    /// `auth.secretStore`.
+    pub secret_store: Option<String>,
+    /// `scopes`: applications that see it; empty = all.
+    pub scopes: Vec<String>,
+    /// `file:line` of the document, for messages.
+    pub origin: String,
+}
+
+/// One rule of a subscription's routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteRule {
+    /// CEL expression over `event`; empty = always.
+    pub matches: String,
+    /// Path at the application.
+    pub path: String,
+}
+
+/// `bulkSubscribe` of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BulkSubscribe {
+    /// On.
+    pub enabled: bool,
+    /// Most messages of a batch; 0 = 100.
+    pub max_messages: u32,
+    /// Longest wait from the first message, in milliseconds; 0 = 1,000.
+    pub max_await_ms: u32,
+}
+
+/// `kind: Subscription`, v1alpha1 and v2alpha1 in one form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionSpec {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.pubsubname`.
+    pub pubsub: String,
+    /// `spec.topic`.
+    pub topic: String,
+    /// Rules in order (v2alpha1); empty for v1alpha1.
+    pub rules: Vec<RouteRule>,
+    /// Default path (`routes.default`, or `route` of v1alpha1).
+    pub default_path: String,
+    /// `spec.metadata`.
+    pub metadata: BTreeMap<String, String>,
+    /// `spec.deadLetterTopic`, empty = none.
+    pub dead_letter_topic: String,
+    /// `spec.bulkSubscribe`.
+    pub bulk: BulkSubscribe,
+    /// `scopes`.
+    pub scopes: Vec<String>,
+}
+
+/// Protocol of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerProtocol {
+    /// MQTT 3.1.1 and 5 over TCP or TLS.
+    Mqtt,
+    /// CoAP over UDP.
+    Coap,
+}
+
+impl ListenerProtocol {
+    /// As written in the resource.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mqtt => "mqtt",
+            Self::Coap => "coap",
+        }
+    }
+}
+
+/// `spec.tls` of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// PEM chain.
+    pub cert_file: PathBuf,
+    /// PEM key.
+    pub key_file: PathBuf,
+    /// PEM roots that client certificates must chain to; without it none is asked for.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// `spec.limits` of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Most clients at a time.
+    pub clients: usize,
+    /// Largest packet, in bytes.
+    pub packet_bytes: u32,
+    /// Most messages in flight in each direction of one client.
+    pub window: u16,
+}
+
+impl Default for ListenerLimits {
+    fn default() -> Self {
+        Self { clients: 1_000, packet_bytes: 1 << 20, window: 64 }
+    }
+}
+
+/// `kind: Listener` of `selvedge/v1alpha1`: who may come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSpec {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.protocol`.
+    pub protocol: ListenerProtocol,
+    /// `spec.bind`: `address:port` or `systemd:NAME`.
+    pub bind: String,
+    /// `spec.pubsub`: the pub/sub that topics belong to; `local` unless said.
+    pub pubsub: String,
+    /// `spec.tls`.
+    pub tls: Option<ListenerTls>,
+    /// `spec.users.file`: accounts and access rules; without it everyone may do everything.
+    pub users_file: Option<PathBuf>,
+    /// `spec.limits`.
+    pub limits: ListenerLimits,
+}
+
+/// One route of a forwarding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// Pub/sub that messages come from.
+    pub from: String,
+    /// Topic filters; a message that any of them covers takes the route.
+    pub topics: Vec<String>,
+    /// Pub/subs that they go to.
+    pub to: Vec<String>,
+    /// Put before the topic.
+    pub prefix: String,
+    /// Cut from the topic first; topics without it are left as they are.
+    pub strip_prefix: String,
+}
+
+impl RouteSpec {
+    /// The topic at the destination.
+    #[must_use]
+    pub fn map_topic(&self, topic: &str) -> String {
+        let stripped = topic.strip_prefix(self.strip_prefix.as_str()).unwrap_or(topic);
+        let mut mapped = String::with_capacity(self.prefix.len() + stripped.len());
+        mapped.push_str(&self.prefix);
+        mapped.push_str(stripped);
+        mapped
+    }
+}
+
+/// One lane of a forwarding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneSpec {
+    /// Name, `[a-z0-9-]+`.
+    pub name: String,
+    /// Topic filters; the first lane that matches takes the record. The lane `default` matches all.
+    pub matches: Vec<String>,
+    /// How safe a record is when its sender is answered; `None` = passthrough: the upstream itself answers.
+    pub durability: Option<Durability>,
+    /// Bytes on disk, overhead included.
+    pub quota_bytes: u64,
+    /// Longest life.
+    pub ttl: Option<Duration>,
+    /// What happens at the quota.
+    pub when_full: WhenFull,
+    /// Share of the link relative to other lanes, 1 to 100.
+    pub weight: u32,
+}
+
+/// `spec.drain` of a forwarding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DrainSpec {
+    /// Messages per second while draining; `None` = no limit.
+    pub messages_per_second: Option<u32>,
+    /// Bytes per second while draining; `None` = no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Longest random wait before a drain begins.
+    pub jitter: Duration,
+}
+
+/// `kind: Forwarding`: what goes where, how safe, for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForwardingSpec {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.routes`.
+    pub routes: Vec<RouteSpec>,
+    /// `spec.lanes`.
+    pub lanes: Vec<LaneSpec>,
+    /// `spec.drain`.
+    pub drain: DrainSpec,
+}
+
+/// Role of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamRole {
+    /// Gets everything that is routed to it.
+    Primary,
+    /// Stands by.
+    Secondary,
+}
+
+/// One upstream of an escape policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamSpec {
+    /// Name of the pub/sub component.
+    pub component: String,
+    /// Role.
+    pub role: UpstreamRole,
+    /// Acknowledgement latency above which the link counts as slow.
+    pub slow: Duration,
+    /// An unacknowledged publish older than this breaks the link.
+    pub stall: Duration,
+    /// How long a link must be well before it counts as healed.
+    pub heal: Duration,
+}
+
+/// `kind: EscapePolicy`: what to do when upstreams fail.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EscapePolicySpec {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.upstreams`.
+    pub upstreams: Vec<UpstreamSpec>,
+}
