@@ -200,7 +200,8 @@ impl<C: Change> Worker<C> {
             }
             if let Some(done) = closing {
                 self.checkpoint("TRUNCATE");
-                drop(self.db);
+                // All gone before the answer: no request is taken any more, and the file is closed.
+                drop(self);
                 let _ = done.send(());
                 return;
             }
