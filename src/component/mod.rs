@@ -25,7 +25,7 @@ pub use registry::{BuildError, Category, Registry};
 pub use secret::{Secret, SecretError, SecretStore};
 pub use state::{
     BulkGetItem, Concurrency, Consistency, DeleteRequest, GetRequest, KeysLikePage, KeysLikeRequest, SetRequest, StateError, StateFeature, StateItem,
-    StateOperation, StateStore, StateValue,
+    StateOperation, StateStore, StateValue, item_metadata,
 };
 pub use table::{MemoryTables, Table, TableError, Tables};
 pub use uplink::{LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};

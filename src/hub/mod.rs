@@ -13,7 +13,6 @@ mod routing;
 pub use consumer::{Consumer, LaneRun};
 pub use retained::RetainedError;
 pub use routing::{LaneRule, LiveSink, LiveSubscription};
-
 use std::sync::{Arc, RwLock};
 
 use smallvec::SmallVec;

@@ -1,351 +1,606 @@
-//! Interim in-memory outbox with the real one's interface; replaced as a whole by the durable one.
-#![allow(missing_docs)]
+//! The outbox: a durable store-and-forward log on disk.
+//!
+//! One log per lane, one cursor per destination. A record is stored once, however many destinations it has, and the
+//! segment it stands in is unlinked when every destination is past it or when the lane's policy says so.
+//! Memory is constant whatever the backlog, and opening does not read the backlog.
+//!
+//! Appending is synchronous and cheap (encode into the lane's buffer); a single writer thread writes and syncs for
+//! everyone (group commit) and then raises the lane's durable sequence, which is the one number that senders wait for.
+//!
+//! Invariant, per lane and destination, at every moment and over restarts:
+//! `accepted = delivered + expired + evicted + aggregated + queued`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod codec;
+mod cursor;
+mod files;
+mod lane;
+mod reader;
+mod recover;
+#[cfg(any(test, feature = "test-support"))]
+pub mod sim;
+pub mod storage;
+#[cfg(test)]
+mod tests;
+mod writer;
+
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::message::{Attributes, OwnedAttributes};
-use crate::time::{Clock, Timestamp};
+use tokio::sync::watch;
 
+use crate::message::Attributes;
+use crate::time::Clock;
+use cursor::{Cursor, End};
+use files::Manifest;
+use lane::{Lane, Place};
+pub use reader::{Reader, Record, Run};
+pub use recover::Recovery;
+use storage::Storage;
+use writer::Writer;
+
+/// Most destinations over the life of a store; their numbers are not used again.
+pub const MAX_DESTINATIONS: usize = 16_384;
+
+/// How safe a record is when its sender is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
+    /// In this process's memory; written to disk without waiting for it. A `kill -9` can lose the last milliseconds.
     Memory,
+    /// On disk, at most this long after it was accepted; one sync serves everyone who came meanwhile.
     Batched(Duration),
+    /// On disk, as soon as the disk can.
     Fsync,
 }
 
+/// What happens to a record that would pass the lane's quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
+    /// Its sender is refused.
     Reject,
+    /// The oldest segment is given up for it.
     DropOldest,
+    /// It is accepted and dropped.
     DropNewest,
 }
 
-#[derive(Debug, Clone)]
+/// One lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneConfig {
+    /// Name, `[a-z0-9-]+`, also the name of its folder.
     pub name: String,
+    /// How safe an answered record is.
     pub durability: Durability,
+    /// Bytes on disk, all overhead included; at least [`MIN_QUOTA_BYTES`].
     pub quota_bytes: u64,
+    /// Longest life of a record.
     pub ttl: Option<Duration>,
+    /// What happens at the quota.
     pub when_full: WhenFull,
-    pub weight: u32,
 }
 
-#[derive(Debug, Clone)]
+/// Smallest quota of a lane.
+pub const MIN_QUOTA_BYTES: u64 = 1 << 20;
+
+/// The store.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxConfig {
+    /// Folder; made if need be. One process at a time.
     pub dir: PathBuf,
+    /// The node's id, first part of every record id.
     pub node: String,
+    /// Lanes.
     pub lanes: Vec<LaneConfig>,
+    /// Size at which a segment is closed, 64 KiB to 64 MiB; an eighth of the quota at most. Larger records are refused.
     pub segment_bytes: u64,
+    /// How often cursors are written when they have moved. Losing them repeats messages and nothing else.
     pub cursor_interval: Duration,
 }
 
+/// A lane of this store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub(crate) u16);
+
+/// A destination of this store, by a number that is its own for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DestinationId(pub(crate) u16);
+
+/// What names a record on this node; [`Outbox::record_id_text`] makes it unique beyond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordId {
+    /// Lane.
     pub lane: LaneId,
+    /// Which opening of the store accepted it. A record that was never durable thus shares its id with no other.
     pub epoch: u32,
+    /// Place in the lane, growing by one per record.
     pub sequence: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OutboxError {
-    #[error("lane {lane} is full ({used_bytes} of {quota_bytes} bytes)")]
-    Full { lane: String, used_bytes: u64, quota_bytes: u64 },
-    #[error("lane {lane} has too much waiting to be written")]
-    Busy { lane: String },
-    #[error("a record of {bytes} bytes is larger than {limit}")]
-    TooLarge { bytes: u64, limit: u64 },
-    #[error("lane {lane} failed: {detail}")]
-    Failed { lane: String, detail: String },
-    #[error("{0}")]
-    Other(String),
-}
-
+/// A record to store.
 #[derive(Debug, Clone, Copy)]
 pub struct NewRecord<'a> {
+    /// Pub/sub that the message was published to; at most 255 bytes.
     pub source: &'a str,
+    /// Topic.
     pub topic: &'a str,
+    /// Payload.
     pub payload: &'a [u8],
+    /// Properties.
     pub attributes: Attributes<'a>,
+    /// Quality of service of the sender.
     pub qos: u8,
+    /// Retain flag of the sender.
     pub retain: bool,
+    /// Lifetime in seconds.
     pub ttl_seconds: Option<u32>,
+    /// Who gets it. Decided once, here.
     pub destinations: &'a [DestinationId],
 }
 
+/// Why the store could not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutboxError {
+    /// The quota is used up and the lane's policy is to refuse.
+    #[error("lane {lane} is full ({used_bytes} of {quota_bytes} bytes)")]
+    Full {
+        /// Lane.
+        lane: String,
+        /// Bytes on disk and on their way to it.
+        used_bytes: u64,
+        /// The quota.
+        quota_bytes: u64,
+    },
+    /// More waits for the disk than may wait: try again when some of it is written.
+    #[error("lane {lane} waits for the disk")]
+    Busy {
+        /// Lane.
+        lane: String,
+    },
+    /// The record can never be stored.
+    #[error("a record of {bytes} bytes is larger than {limit}")]
+    TooLarge {
+        /// Its size with overhead.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The lane could not be written: nothing new is taken until it can.
+    #[error("lane {lane} cannot be written: {detail}")]
+    Failed {
+        /// Lane.
+        lane: String,
+        /// What the disk said.
+        detail: String,
+    },
+    /// The destination's number or name cannot be noted.
+    #[error("no room for another destination (at most {MAX_DESTINATIONS})")]
+    TooManyDestinations,
+    /// The folder cannot be used.
+    #[error("{what} {}: {detail}", .path.display())]
+    Directory {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// What became of a batch.
 #[derive(Debug)]
 pub struct Appended {
+    /// Records taken, from the first on.
     pub taken: usize,
-    pub first: RecordId,
+    /// Id of the last one taken (of no meaning when none was).
     pub last: RecordId,
+    /// Why the one after them was refused.
     pub refused: Option<OutboxError>,
 }
 
-#[derive(Debug, Clone)]
-struct Stored {
-    id: RecordId,
-    accepted_at: Timestamp,
-    source: String,
-    topic: String,
-    payload: Vec<u8>,
-    attributes: OwnedAttributes,
-    qos: u8,
-    retain: bool,
-    ttl_seconds: Option<u32>,
-    destinations: Vec<DestinationId>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Record<'a> {
-    pub id: RecordId,
-    pub accepted_at: Timestamp,
-    pub source: &'a str,
-    pub topic: &'a str,
-    pub payload: &'a [u8],
-    pub attributes: Attributes<'a>,
-    pub qos: u8,
-    pub retain: bool,
-    pub ttl_seconds: Option<u32>,
-}
-
-#[derive(Debug, Default)]
-pub struct Run {
-    records: Vec<Stored>,
-}
-
-impl Run {
-    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
-        self.records.iter().map(|r| Record {
-            id: r.id,
-            accepted_at: r.accepted_at,
-            source: &r.source,
-            topic: &r.topic,
-            payload: &r.payload,
-            attributes: Attributes {
-                content_type: r.attributes.content_type.as_deref(),
-                response_topic: r.attributes.response_topic.as_deref(),
-                correlation_data: r.attributes.correlation_data.as_deref(),
-                utf8: r.attributes.utf8,
-                user: &[],
-            },
-            qos: r.qos,
-            retain: r.retain,
-            ttl_seconds: r.ttl_seconds,
-        })
-    }
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-}
-
+/// One line of the books.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerRow {
+    /// Lane.
     pub lane: String,
+    /// Destination.
     pub destination: String,
+    /// Records accepted for it.
     pub accepted: u64,
+    /// Acknowledged by it.
     pub delivered: u64,
+    /// Outlived.
     pub expired: u64,
+    /// Given up: by quota, by refusal of the peer, by corruption.
     pub evicted: u64,
+    /// Merged into others.
     pub aggregated: u64,
+    /// Waiting.
     pub queued: u64,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    lanes: Vec<String>,
-    logs: Vec<VecDeque<Stored>>,
-    next: Vec<u64>,
-    destinations: Vec<String>,
-    done: BTreeMap<(u16, u16), BTreeSet<u64>>,
-    accepted: BTreeMap<(u16, u16), u64>,
+/// A lane as operators see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// Name.
+    pub lane: String,
+    /// Bytes on disk, preallocation included.
+    pub disk_bytes: u64,
+    /// Its quota.
+    pub quota_bytes: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Records accepted, the last sequence.
+    pub last_sequence: u64,
+    /// Payload bytes accepted since start.
+    pub accepted_bytes: u64,
+    /// Records lost to corruption.
+    pub corrupt_records: u64,
+    /// Why it takes nothing, if so.
+    pub failure: Option<String>,
 }
 
+/// Counts since start.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    bytes_written: AtomicU64,
+    syncs: AtomicU64,
+    sync_failures: AtomicU64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Progress {
+    /// One past what readers may see.
+    written: u64,
+    /// One past what is durable.
+    durable: u64,
+    failure: Option<String>,
+    closed: bool,
+}
+
+struct LaneCell {
+    state: Mutex<Lane>,
+    progress: watch::Sender<Progress>,
+}
+
+impl LaneCell {
+    fn lock(&self) -> MutexGuard<'_, Lane> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct Signal {
+    state: Mutex<SignalState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct SignalState {
+    work: bool,
+    close: bool,
+}
+
+impl Signal {
+    fn raise(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.work {
+            state.work = true;
+            self.changed.notify_one();
+        }
+    }
+}
+
+struct Shared {
+    config: OutboxConfig,
+    storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    epoch: u32,
+    lanes: Vec<LaneCell>,
+    manifest: Mutex<Manifest>,
+    signal: Signal,
+    stats: Stats,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// A cheap handle to the store.
 #[derive(Clone)]
 pub struct Outbox {
-    state: Arc<Mutex<State>>,
-    clock: Arc<dyn Clock>,
-    changed: Arc<tokio::sync::watch::Sender<u64>>,
-    node: String,
+    shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for Outbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outbox").finish_non_exhaustive()
+        f.debug_struct("Outbox").field("dir", &self.shared.config.dir).finish_non_exhaustive()
     }
 }
 
 impl Outbox {
-    /// The interim outbox.
-    pub fn interim(lanes: &[&str], clock: Arc<dyn Clock>) -> Self {
-        let state = State {
-            lanes: lanes.iter().map(|l| (*l).to_owned()).collect(),
-            logs: lanes.iter().map(|_| VecDeque::new()).collect(),
-            next: vec![1; lanes.len()],
-            ..State::default()
+    /// Opens the store and starts its writer thread. Damaged files are set aside and told of in [`Recovery`]; they never keep
+    /// the store from opening.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, locked or written at all.
+    pub fn open(config: OutboxConfig, storage: Arc<dyn Storage>, clock: Arc<dyn Clock>) -> Result<(Self, Recovery), OutboxError> {
+        let (outbox, mut writer, recovery) = Self::open_without_thread(config, storage, clock)?;
+        let dir = outbox.shared.config.dir.clone();
+        let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run()).map_err(|e| OutboxError::Directory {
+            what: "cannot start the writer of",
+            path: dir,
+            detail: e.to_string(),
+        })?;
+        *outbox.shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok((outbox, recovery))
+    }
+
+    /// A store on the simulated file layer, for tests: lanes of this name that sync at once, 64 MiB each.
+    ///
+    /// # Panics
+    /// When the writer thread cannot be started.
+    #[cfg(any(test, feature = "test-support"))]
+    #[must_use]
+    pub fn simulated(lanes: &[&str], clock: Arc<dyn Clock>) -> Self {
+        let lane = |name: &&str| LaneConfig {
+            name: (*name).to_owned(),
+            durability: Durability::Fsync,
+            quota_bytes: 64 << 20,
+            ttl: None,
+            when_full: WhenFull::Reject,
         };
-        Self { state: Arc::new(Mutex::new(state)), clock, changed: Arc::new(tokio::sync::watch::channel(0).0), node: "node".into() }
+        let config = OutboxConfig {
+            dir: "/outbox".into(),
+            node: "test".into(),
+            lanes: lanes.iter().map(lane).collect(),
+            segment_bytes: 4 << 20,
+            cursor_interval: Duration::from_secs(1),
+        };
+        Self::open(config, Arc::new(sim::SimStorage::default()), clock).expect("the simulated file layer refuses nothing by itself").0
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The store, and its writer for the caller to step.
+    pub(crate) fn open_without_thread(
+        config: OutboxConfig,
+        storage: Arc<dyn Storage>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Writer, Recovery), OutboxError> {
+        let recovered = recover::recover(&config, storage.as_ref(), clock.as_ref())?;
+        let lanes = recovered
+            .lanes
+            .into_iter()
+            .map(|lane| {
+                let progress = Progress { written: lane.written, durable: lane.next_sequence, failure: None, closed: false };
+                LaneCell { progress: watch::channel(progress).0, state: Mutex::new(lane) }
+            })
+            .collect();
+        let shared = Arc::new(Shared {
+            epoch: recovered.manifest.epoch,
+            config,
+            storage,
+            clock,
+            lanes,
+            manifest: Mutex::new(recovered.manifest),
+            signal: Signal::default(),
+            stats: Stats::default(),
+            thread: Mutex::new(None),
+        });
+        let writer = Writer::new(shared.clone(), recovered.page_generation);
+        Ok((Self { shared }, writer, recovered.report))
     }
 
+    fn cell(&self, lane: LaneId) -> &LaneCell {
+        &self.shared.lanes[usize::from(lane.0)]
+    }
+
+    /// The lane of this name.
+    #[must_use]
     pub fn lane(&self, name: &str) -> Option<LaneId> {
-        self.state().lanes.iter().position(|l| l == name).map(|i| LaneId(i as u16))
+        self.lanes().into_iter().find(|(_, n)| n == name).map(|(id, _)| id)
     }
 
+    /// All lanes: those of the configuration, then those that are only found on disk and drain.
+    #[must_use]
     pub fn lanes(&self) -> Vec<(LaneId, String)> {
-        self.state().lanes.iter().enumerate().map(|(i, n)| (LaneId(i as u16), n.clone())).collect()
+        self.shared.lanes.iter().enumerate().map(|(i, cell)| (LaneId(i as u16), cell.lock().config.name.clone())).collect()
     }
 
+    /// A record's id as text: `node/epoch/lane/sequence`.
+    #[must_use]
     pub fn record_id_text(&self, id: RecordId) -> String {
-        format!("{}/{}/{}/{}", self.node, id.epoch, self.state().lanes[id.lane.0 as usize], id.sequence)
+        format!("{}/{}/{}/{}", self.shared.config.node, id.epoch, self.cell(id.lane).lock().config.name, id.sequence)
     }
 
+    /// The destination of this name; its number is noted durably when it is new.
+    ///
+    /// # Errors
+    /// `TooManyDestinations`, or `Directory` when the number cannot be noted.
     pub fn destination(&self, name: &str) -> Result<DestinationId, OutboxError> {
-        let mut state = self.state();
-        if let Some(i) = state.destinations.iter().position(|d| d == name) {
-            return Ok(DestinationId(i as u16));
+        let mut manifest = self.shared.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = manifest.destinations.iter().position(|d| d == name) {
+            return Ok(DestinationId(at as u16));
         }
-        state.destinations.push(name.to_owned());
-        Ok(DestinationId((state.destinations.len() - 1) as u16))
+        if manifest.destinations.len() >= MAX_DESTINATIONS {
+            return Err(OutboxError::TooManyDestinations);
+        }
+        let mut changed = manifest.clone();
+        changed.destinations.push(name.to_owned());
+        self.save(&changed)?;
+        *manifest = changed;
+        let id = DestinationId((manifest.destinations.len() - 1) as u16);
+        for cell in &self.shared.lanes {
+            let mut lane = cell.lock();
+            let place = Place { cursor: Cursor::restore(lane.next_sequence, [], [0; 4]), ..Place::default() };
+            lane.places.insert(id, place);
+        }
+        Ok(id)
     }
 
-    pub fn forget_destination(&self, _id: DestinationId) -> Result<(), OutboxError> {
+    fn save(&self, manifest: &Manifest) -> Result<(), OutboxError> {
+        let path = self.shared.config.dir.join(recover::MANIFEST);
+        self.shared.storage.replace(&path, &files::encode(manifest), true).map_err(|e| OutboxError::Directory {
+            what: "cannot write",
+            path,
+            detail: e.to_string(),
+        })
+    }
+
+    /// Ends a destination: what is queued for it is dropped and its line leaves the books.
+    ///
+    /// # Errors
+    /// `Directory` when that cannot be noted.
+    pub fn forget_destination(&self, id: DestinationId) -> Result<(), OutboxError> {
+        let mut manifest = self.shared.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = manifest.clone();
+        if let Some(name) = changed.destinations.get_mut(usize::from(id.0)) {
+            name.clear();
+        }
+        self.save(&changed)?;
+        *manifest = changed;
+        for cell in &self.shared.lanes {
+            cell.lock().places.remove(&id);
+        }
+        self.shared.signal.raise();
         Ok(())
     }
 
+    /// Appends a batch in order: all of it, or the first records up to one that is refused.
     pub fn append(&self, lane: LaneId, batch: &[NewRecord<'_>]) -> Appended {
-        let now = self.clock.now();
-        let mut state = self.state();
-        let first = state.next[lane.0 as usize];
-        for r in batch {
-            let sequence = state.next[lane.0 as usize];
-            state.next[lane.0 as usize] += 1;
-            for d in r.destinations {
-                *state.accepted.entry((lane.0, d.0)).or_default() += 1;
+        let now = self.shared.clock.now();
+        let cell = self.cell(lane);
+        let mut state = cell.lock();
+        let largest = writer::segment_bytes(&self.shared.config, &state.config) / 2;
+        let (mut taken, mut last, mut refused) = (0, 0, None);
+        for record in batch {
+            match state.append(record, now, largest) {
+                Ok(sequence) => {
+                    taken += 1;
+                    last = sequence;
+                }
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
             }
-            state.logs[lane.0 as usize].push_back(Stored {
-                id: RecordId { lane, epoch: 1, sequence },
-                accepted_at: now,
-                source: r.source.into(),
-                topic: r.topic.into(),
-                payload: r.payload.to_vec(),
-                attributes: r.attributes.into(),
-                qos: r.qos,
-                retain: r.retain,
-                ttl_seconds: r.ttl_seconds,
-                destinations: r.destinations.to_vec(),
-            });
         }
-        let last = state.next[lane.0 as usize] - 1;
         drop(state);
-        self.changed.send_modify(|v| *v += 1);
-        Appended {
-            taken: batch.len(),
-            first: RecordId { lane, epoch: 1, sequence: first },
-            last: RecordId { lane, epoch: 1, sequence: last },
-            refused: None,
+        self.shared.signal.raise();
+        Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
+    }
+
+    /// Whether the record is as durable as the lane declares.
+    #[must_use]
+    pub fn is_durable(&self, lane: LaneId, sequence: u64) -> bool {
+        let cell = self.cell(lane);
+        cell.progress.borrow().durable > sequence || cell.lock().config.durability == Durability::Memory
+    }
+
+    /// Resolves when the record is as durable as the lane declares. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the lane cannot be written or the store was closed first: the record may be lost, its sender must not be answered.
+    pub fn durable(&self, lane: LaneId, sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
+        let cell = self.cell(lane);
+        let (name, memory) = {
+            let state = cell.lock();
+            (state.config.name.clone(), state.config.durability == Durability::Memory)
+        };
+        let mut progress = cell.progress.subscribe();
+        async move {
+            if memory {
+                return Ok(());
+            }
+            let settled = progress.wait_for(|p| p.durable > sequence || p.failure.is_some() || p.closed).await;
+            match settled {
+                Ok(p) if p.durable > sequence => Ok(()),
+                Ok(p) => Err(p.failure.as_ref().map_or(OutboxError::Closed, |detail| OutboxError::Failed { lane: name, detail: detail.clone() })),
+                Err(_) => Err(OutboxError::Closed),
+            }
         }
     }
 
-    pub fn is_durable(&self, _lane: LaneId, _sequence: u64) -> bool {
-        true
+    /// Resolves when the lane may take more after it said `Busy`.
+    pub fn writable(&self, lane: LaneId) -> impl Future<Output = ()> + Send + 'static {
+        let mut progress = self.cell(lane).progress.subscribe();
+        async move {
+            let _ = progress.changed().await;
+        }
     }
 
-    pub fn durable(&self, _lane: LaneId, _sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
-        std::future::ready(Ok(()))
-    }
-
+    /// Reads what is stored for a destination in a lane, from its cursor on. One reader at a time for each pair: making one starts
+    /// again at the lowest record that is not finished.
+    #[must_use]
     pub fn reader(&self, destination: DestinationId, lane: LaneId) -> Reader {
-        Reader { outbox: self.clone(), destination, lane, next: 0, seen: self.changed.subscribe() }
+        Reader::new(self.shared.clone(), destination, lane)
     }
 
+    /// The books: a line for each lane and destination.
+    #[must_use]
     pub fn ledger(&self) -> Vec<LedgerRow> {
-        let state = self.state();
-        state
-            .accepted
-            .iter()
-            .map(|((l, d), n)| {
-                let delivered = state.done.get(&(*l, *d)).map_or(0, |s| s.len() as u64);
-                LedgerRow {
-                    lane: state.lanes[*l as usize].clone(),
-                    destination: state.destinations[*d as usize].clone(),
-                    accepted: *n,
+        let names = self.shared.manifest.lock().unwrap_or_else(PoisonError::into_inner).destinations.clone();
+        let mut rows = Vec::new();
+        for cell in &self.shared.lanes {
+            let lane = cell.lock();
+            for (id, place) in &lane.places {
+                let Cursor { delivered, expired, evicted, aggregated, .. } = place.cursor;
+                rows.push(LedgerRow {
+                    lane: lane.config.name.clone(),
+                    destination: names.get(usize::from(id.0)).cloned().unwrap_or_default(),
+                    accepted: place.accepted + place.dropped,
                     delivered,
-                    queued: n - delivered,
-                    ..LedgerRow::default()
+                    expired,
+                    evicted: evicted + place.dropped,
+                    aggregated,
+                    queued: lane.queued(*id),
+                });
+            }
+        }
+        rows
+    }
+
+    /// The lanes as operators see them.
+    #[must_use]
+    pub fn status(&self) -> Vec<LaneStatus> {
+        self.shared
+            .lanes
+            .iter()
+            .map(|cell| {
+                let lane = cell.lock();
+                LaneStatus {
+                    lane: lane.config.name.clone(),
+                    disk_bytes: lane.disk_bytes(),
+                    quota_bytes: lane.config.quota_bytes,
+                    segments: lane.segments.len(),
+                    last_sequence: lane.next_sequence - 1,
+                    accepted_bytes: lane.accepted_bytes,
+                    corrupt_records: lane.corrupt_records,
+                    failure: lane.failure.clone(),
                 }
             })
             .collect()
     }
 
-    pub fn close(self) {}
-}
+    /// Bytes written to segments, syncs done and syncs failed, since start.
+    #[must_use]
+    pub fn write_counts(&self) -> (u64, u64, u64) {
+        let s = &self.shared.stats;
+        (s.bytes_written.load(Ordering::Relaxed), s.syncs.load(Ordering::Relaxed), s.sync_failures.load(Ordering::Relaxed))
+    }
 
-#[derive(Debug)]
-pub struct Reader {
-    outbox: Outbox,
-    destination: DestinationId,
-    lane: LaneId,
-    next: u64,
-    seen: tokio::sync::watch::Receiver<u64>,
-}
-
-impl Reader {
-    pub fn next_run(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Result<usize, OutboxError> {
-        run.records.clear();
-        self.seen.borrow_and_update();
-        let state = self.outbox.state();
-        let done = state.done.get(&(self.lane.0, self.destination.0));
-        let mut bytes = 0;
-        for r in &state.logs[self.lane.0 as usize] {
-            if run.records.len() >= max_records || bytes >= max_bytes {
-                break;
-            }
-            if r.id.sequence >= self.next && r.destinations.contains(&self.destination) && !done.is_some_and(|d| d.contains(&r.id.sequence)) {
-                bytes += r.payload.len();
-                run.records.push(r.clone());
-            }
+    /// Writes and syncs everything and ends the writer thread. Appending after it is refused as `Busy` at some point and never becomes
+    /// durable. Blocks until the disk is done.
+    pub fn close(&self) {
+        {
+            let mut state = self.shared.signal.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.close = true;
+            self.shared.signal.changed.notify_one();
         }
-        drop(state);
-        if let Some(last) = run.records.last() {
-            self.next = last.id.sequence + 1;
+        let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic in the writer has been reported by the panic hook; what is on disk is recovered at the next start.
+            let _ = thread.join();
         }
-        Ok(run.records.len())
-    }
-
-    pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut seen = self.seen.clone();
-        async move {
-            let _ = seen.changed().await;
-        }
-    }
-
-    pub fn acknowledge(&self, sequences: &[u64]) {
-        self.outbox.state().done.entry((self.lane.0, self.destination.0)).or_default().extend(sequences);
-    }
-
-    pub fn reject(&self, sequence: u64, _reason: &str) {
-        self.acknowledge(&[sequence]);
-    }
-
-    pub fn rewind(&mut self) {
-        self.next = 0;
-    }
-
-    pub fn queued(&self) -> u64 {
-        let state = self.outbox.state();
-        state.accepted.get(&(self.lane.0, self.destination.0)).copied().unwrap_or(0)
-            - state.done.get(&(self.lane.0, self.destination.0)).map_or(0, |d| d.len() as u64)
     }
 }

@@ -1,0 +1,71 @@
+//! The two small files beside the segments: the manifest (epoch, destinations) and the cursor pages. Both are JSON with a
+//! checksum line before it, so that a person can read them and a torn one is found.
+
+use serde::{Deserialize, Serialize};
+
+/// What must survive for ids to stay unique and destinations to keep their numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub version: u16,
+    pub node: String,
+    pub epoch: u32,
+    /// Names by number; an empty name is a number that is free again.
+    pub destinations: Vec<String>,
+}
+
+/// One destination's place in one lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CursorEntry {
+    pub lane: String,
+    pub destination: u16,
+    pub low: u64,
+    pub ahead: Vec<u64>,
+    /// delivered, expired, evicted, aggregated.
+    pub counts: [u64; 4],
+    /// Accepted and dropped without being stored; part of both accepted and evicted in the ledger.
+    pub dropped: u64,
+}
+
+/// All cursors at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CursorPage {
+    /// Grows with every page written; the higher of two valid ones counts.
+    pub generation: u64,
+    pub entries: Vec<CursorEntry>,
+    /// Next sequence by lane, for lanes whose segments are all gone.
+    pub next: Vec<(String, u64)>,
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // These structs have no map keys or floats, so serialising them to memory cannot fail.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut out = format!("{:08x}\n", crc32fast::hash(&body)).into_bytes();
+    out.extend_from_slice(&body);
+    out
+}
+
+pub(crate) fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Option<T> {
+    let (sum, body) = bytes.split_at_checked(9)?;
+    let sum = u32::from_str_radix(std::str::from_utf8(sum).ok()?.strip_suffix('\n')?, 16).ok()?;
+    (crc32fast::hash(body) == sum).then(|| serde_json::from_slice(body).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_file_is_found() {
+        let page = CursorPage {
+            generation: 3,
+            entries: vec![CursorEntry { lane: "default".into(), destination: 1, low: 5, ahead: vec![7], counts: [1, 2, 3, 4], dropped: 0 }],
+            next: vec![("default".into(), 9)],
+        };
+        let bytes = encode(&page);
+        assert_eq!(decode::<CursorPage>(&bytes), Some(page));
+        for cut in 0..bytes.len() {
+            assert_eq!(decode::<CursorPage>(&bytes[..cut]), None);
+        }
+        assert_eq!(decode::<Manifest>(b"no checksum here"), None);
+    }
+}

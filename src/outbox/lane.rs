@@ -1,0 +1,263 @@
+//! One lane's state in memory: what waits to be written, which segments there are, who stands where. Pure bookkeeping;
+//! files are touched by the writer and the reader only.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::codec::{self, AcceptedBefore};
+use super::cursor::{Cursor, End};
+use super::storage::StoredFile;
+use super::{DestinationId, LaneConfig, NewRecord, OutboxError, WhenFull};
+use crate::time::Timestamp;
+
+/// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
+pub(crate) const MAX_PENDING_BYTES: usize = 4 << 20;
+
+/// Kept free of the quota for the header of the next segment.
+const HEADER_ALLOWANCE: u64 = 4 << 10;
+
+/// A segment on disk.
+pub(crate) struct Segment {
+    pub base: u64,
+    pub epoch: u32,
+    pub created: Timestamp,
+    pub path: PathBuf,
+    pub file: Arc<dyn StoredFile>,
+    /// Where the first record stands.
+    pub data_start: u64,
+    /// End of what is written (the active one) or of the file.
+    pub data_end: u64,
+    /// Bytes taken on disk, preallocation included.
+    pub disk_bytes: u64,
+    /// Accepted per destination before the first record.
+    pub accepted_before: BTreeMap<DestinationId, u64>,
+    /// A record in it does not check out: set aside instead of removed.
+    pub corrupt: bool,
+}
+
+/// Encoded records on their way to disk.
+pub(crate) struct Chunk {
+    pub bytes: Vec<u8>,
+    pub first: u64,
+    /// One past the last sequence.
+    pub end: u64,
+    /// Accepted per destination before the first record.
+    pub accepted_before: BTreeMap<DestinationId, u64>,
+    /// The same after the last record.
+    pub accepted_after: BTreeMap<DestinationId, u64>,
+}
+
+/// A destination's side of the lane.
+#[derive(Default)]
+pub(crate) struct Place {
+    pub cursor: Cursor,
+    /// Stored records accepted for it, ever.
+    pub accepted: u64,
+    /// Accepted and dropped at once (`drop-newest`).
+    pub dropped: u64,
+}
+
+pub(crate) struct Lane {
+    pub config: LaneConfig,
+    pub segments: VecDeque<Segment>,
+    /// Segments whose file the writer has to remove.
+    pub garbage: Vec<Segment>,
+    pub places: BTreeMap<DestinationId, Place>,
+    pub next_sequence: u64,
+    /// One past the last sequence that can be read from a file.
+    pub written: u64,
+    /// Accepted per destination before `written`.
+    pub written_accepted: BTreeMap<DestinationId, u64>,
+    pending: Vec<u8>,
+    pending_first: u64,
+    pending_before: BTreeMap<DestinationId, u64>,
+    /// Bytes taken by the writer and not yet written.
+    pub in_hand: usize,
+    pub failure: Option<String>,
+    pub corrupt_records: u64,
+    pub accepted_bytes: u64,
+}
+
+impl Lane {
+    pub fn new(config: LaneConfig) -> Self {
+        Self {
+            config,
+            segments: VecDeque::new(),
+            garbage: Vec::new(),
+            places: BTreeMap::new(),
+            next_sequence: 1,
+            written: 1,
+            written_accepted: BTreeMap::new(),
+            pending: Vec::new(),
+            pending_first: 1,
+            pending_before: BTreeMap::new(),
+            in_hand: 0,
+            failure: None,
+            corrupt_records: 0,
+            accepted_bytes: 0,
+        }
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.disk_bytes).sum()
+    }
+
+    /// Like [`disk_bytes`](Self::disk_bytes), but of the last segment only what is written: the rest of it is room.
+    fn used_bytes(&self) -> u64 {
+        self.disk_bytes() - self.segments.back().map_or(0, |s| s.disk_bytes - s.data_end.min(s.disk_bytes))
+    }
+
+    /// Takes one record into the pending buffer; gives its sequence.
+    pub fn append(&mut self, record: &NewRecord<'_>, now: Timestamp, largest: u64) -> Result<u64, OutboxError> {
+        let size = codec::record_bytes(record);
+        if size as u64 > largest {
+            return Err(OutboxError::TooLarge { bytes: size as u64, limit: largest });
+        }
+        if let Some(detail) = &self.failure {
+            return Err(OutboxError::Failed { lane: self.config.name.clone(), detail: detail.clone() });
+        }
+        if self.pending.len() + self.in_hand + size > MAX_PENDING_BYTES {
+            return Err(OutboxError::Busy { lane: self.config.name.clone() });
+        }
+        let mut dropped = false;
+        let waiting = (self.pending.len() + self.in_hand) as u64;
+        while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > self.config.quota_bytes {
+            if self.config.when_full == WhenFull::DropNewest {
+                dropped = true;
+                break;
+            }
+            // Reject, or nothing more can be given up: the segment in use stays.
+            if self.config.when_full == WhenFull::Reject || !self.evict_oldest() {
+                return Err(OutboxError::Full {
+                    lane: self.config.name.clone(),
+                    used_bytes: self.used_bytes() + waiting,
+                    quota_bytes: self.config.quota_bytes,
+                });
+            }
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.accepted_bytes += record.payload.len() as u64;
+        if dropped {
+            for d in record.destinations {
+                self.places.entry(*d).or_default().dropped += 1;
+            }
+            return Ok(sequence);
+        }
+        if self.pending.is_empty() {
+            self.pending_first = sequence;
+            self.pending_before = self.accepted();
+        }
+        codec::encode_record(&mut self.pending, sequence, now, record);
+        for d in record.destinations {
+            self.places.entry(*d).or_default().accepted += 1;
+        }
+        Ok(sequence)
+    }
+
+    fn accepted(&self) -> BTreeMap<DestinationId, u64> {
+        self.places.iter().map(|(d, p)| (*d, p.accepted)).collect()
+    }
+
+    /// Hands the pending records to the writer.
+    pub fn take_pending(&mut self) -> Option<Chunk> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        self.in_hand += self.pending.len();
+        Some(Chunk {
+            bytes: std::mem::take(&mut self.pending),
+            first: self.pending_first,
+            end: self.next_sequence,
+            accepted_before: std::mem::take(&mut self.pending_before),
+            accepted_after: self.accepted(),
+        })
+    }
+
+    /// Nothing waits to be written.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.in_hand == 0
+    }
+
+    /// A buffer that the writer is done with comes back, so that steady traffic allocates nothing.
+    pub fn give_back(&mut self, mut buffer: Vec<u8>) {
+        if self.pending.capacity() == 0 && buffer.capacity() <= 256 << 10 {
+            buffer.clear();
+            self.pending = buffer;
+        }
+    }
+
+    /// Records of a destination that stand before the end of segment `at`.
+    fn accepted_through(&self, at: usize, destination: DestinationId) -> u64 {
+        let counts = self.segments.get(at + 1).map_or(&self.written_accepted, |next| &next.accepted_before);
+        counts.get(&destination).copied().unwrap_or(0)
+    }
+
+    /// One past the last sequence of a segment that is not the active one.
+    pub fn segment_end(&self, at: usize) -> u64 {
+        self.segments.get(at + 1).map_or(self.written, |next| next.base)
+    }
+
+    /// Gives up the oldest segment, unless it is the one being written.
+    pub fn evict_oldest(&mut self) -> bool {
+        if self.segments.len() < 2 {
+            return false;
+        }
+        self.drop_front(End::Evicted);
+        true
+    }
+
+    fn drop_front(&mut self, how: End) {
+        let end = self.segment_end(0);
+        let through: Vec<(DestinationId, u64)> = self.places.keys().map(|d| (*d, self.accepted_through(0, *d))).collect();
+        for (d, accepted) in through {
+            if let Some(place) = self.places.get_mut(&d) {
+                place.cursor.drop_before(end, accepted, how);
+            }
+        }
+        if let Some(gone) = self.segments.pop_front() {
+            self.garbage.push(gone);
+        }
+    }
+
+    /// Moves segments that nobody needs any more, or whose records have all expired, to the garbage, oldest first; `keep` of them
+    /// stay in any case (1 while the last one is being written).
+    pub fn trim(&mut self, now: Timestamp, keep: usize) {
+        while self.segments.len() > keep {
+            let needed = self.places.iter().any(|(d, p)| p.cursor.finished_before(self.segment_end(0)) < self.accepted_through(0, *d));
+            // Every record of the segment was accepted before the next one was made.
+            let expired = self.segments.get(1).zip(self.config.ttl).is_some_and(|(next, ttl)| now.since(next.created) > ttl);
+            if needed && !expired {
+                break;
+            }
+            self.drop_front(if needed { End::Expired } else { End::Delivered });
+        }
+    }
+
+    /// Records stored for a destination and not finished.
+    pub fn queued(&self, destination: DestinationId) -> u64 {
+        self.places.get(&destination).map_or(0, |p| p.accepted.saturating_sub(p.cursor.finished()))
+    }
+
+    /// The rest of a segment cannot be read: counts what this destination loses and moves it past.
+    pub fn skip_corrupt(&mut self, at: usize, destination: DestinationId) -> u64 {
+        let end = self.segment_end(at);
+        let accepted = self.accepted_through(at, destination);
+        if let Some(segment) = self.segments.get_mut(at) {
+            segment.corrupt = true;
+        }
+        let lost = self.places.get_mut(&destination).map_or(0, |place| place.cursor.skip_to(end, accepted));
+        self.corrupt_records += lost;
+        lost
+    }
+
+    /// Header entries for a segment that begins with `chunk`.
+    pub fn header_destinations(chunk: &Chunk, names: &[String]) -> Vec<AcceptedBefore> {
+        chunk
+            .accepted_before
+            .iter()
+            .map(|(id, accepted)| AcceptedBefore { id: *id, name: names.get(usize::from(id.0)).cloned().unwrap_or_default(), accepted: *accepted })
+            .collect()
+    }
+}

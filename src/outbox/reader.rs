@@ -1,0 +1,288 @@
+//! Reading a destination's records from segment files, a run at a time.
+
+use std::sync::Arc;
+
+use super::codec::{self, Broken, RawRecord};
+use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, writer};
+use crate::message::Attributes;
+use crate::time::Timestamp;
+
+/// Least that is read at once: the page cache hands it out for the price of the call.
+const READ_BYTES: usize = 32 << 10;
+
+/// Records read together; keeps its buffers from run to run.
+#[derive(Debug, Default)]
+pub struct Run {
+    pub(super) buffer: Vec<u8>,
+    filled: usize,
+    bodies: Vec<(u32, u32)>,
+    epoch: u32,
+    lane: Option<LaneId>,
+}
+
+impl Run {
+    /// Number of records.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bodies.is_empty()
+    }
+
+    /// The records, in the lane's order.
+    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+        self.bodies.iter().filter_map(|(start, end)| {
+            let raw = codec::decode_body(&self.buffer[*start as usize..*end as usize]).ok()?;
+            Some(Record { id: RecordId { lane: self.lane?, epoch: self.epoch, sequence: raw.sequence }, raw })
+        })
+    }
+
+    fn clear(&mut self) {
+        self.bodies.clear();
+        self.filled = 0;
+    }
+}
+
+/// A stored record, in the run's buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Its id.
+    pub id: RecordId,
+    raw: RawRecord<'a>,
+}
+
+impl<'a> Record<'a> {
+    /// When the node accepted it.
+    #[must_use]
+    pub fn accepted_at(&self) -> Timestamp {
+        self.raw.accepted_at
+    }
+
+    /// Pub/sub that it was published to.
+    #[must_use]
+    pub fn source(&self) -> &'a str {
+        self.raw.source
+    }
+
+    /// Topic.
+    #[must_use]
+    pub fn topic(&self) -> &'a str {
+        self.raw.topic
+    }
+
+    /// Payload.
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        self.raw.payload
+    }
+
+    /// Quality of service of the sender.
+    #[must_use]
+    pub fn qos(&self) -> u8 {
+        self.raw.qos
+    }
+
+    /// Retain flag of the sender.
+    #[must_use]
+    pub fn retain(&self) -> bool {
+        self.raw.retain
+    }
+
+    /// Seconds it has left at `now`; none when it does not expire.
+    #[must_use]
+    pub fn remaining_seconds(&self, now: Timestamp) -> Option<u32> {
+        self.raw.ttl_seconds.map(|ttl| ttl.saturating_sub(u32::try_from(now.since(self.raw.accepted_at).as_secs()).unwrap_or(u32::MAX)))
+    }
+
+    /// Calls `f` with its properties.
+    pub fn with_attributes<R>(&self, f: impl FnOnce(Attributes<'_>) -> R) -> R {
+        self.raw.with_attributes(f)
+    }
+}
+
+/// Reads one destination's records from one lane.
+pub struct Reader {
+    shared: Arc<Shared>,
+    destination: DestinationId,
+    lane: LaneId,
+    seen: tokio::sync::watch::Receiver<super::Progress>,
+    /// Segment (base, epoch of its file) and offset of the record with sequence `.2` or later.
+    place: Option<(u64, u32, u64, u64)>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("destination", &self.destination).field("lane", &self.lane).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
+        let seen = shared.lanes[usize::from(lane.0)].progress.subscribe();
+        let mut reader = Self { shared, destination, lane, seen, place: None };
+        reader.rewind();
+        reader
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, super::Lane> {
+        self.shared.lanes[usize::from(self.lane.0)].lock()
+    }
+
+    /// Reads the next records for the destination: at most `max_records`, stopping at about `max_bytes`. Returns how many; 0 means caught
+    /// up. Records whose life is over are counted and left out.
+    ///
+    /// # Errors
+    /// `Directory` when a segment cannot be read (it stays, and is tried again at the next call).
+    pub fn next_run(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Result<usize, OutboxError> {
+        run.clear();
+        run.lane = Some(self.lane);
+        self.seen.borrow_and_update();
+        loop {
+            // Where to read: decided under the lock, read without it.
+            let (file, key, offset, data_end, largest, path, ttl) = {
+                let mut lane = self.lock();
+                let written = lane.written;
+                let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next()) else { return Ok(0) };
+                if next >= written || lane.segments.is_empty() {
+                    return Ok(0);
+                }
+                let at = lane.segments.partition_point(|s| s.base <= next).saturating_sub(1);
+                if lane.segments[at].base > next {
+                    // What stood before is gone; normally nothing of this destination was left in it.
+                    let (base, accepted) = (lane.segments[at].base, lane.segments[at].accepted_before.get(&self.destination).copied().unwrap_or(0));
+                    if let Some(place) = lane.places.get_mut(&self.destination) {
+                        place.cursor.skip_to(base, accepted);
+                    }
+                    continue;
+                }
+                let end = lane.segment_end(at);
+                let segment = &lane.segments[at];
+                let key = (segment.base, segment.epoch);
+                let offset = match self.place {
+                    Some((base, epoch, offset, sequence)) if (base, epoch) == key && sequence <= next => offset,
+                    _ => segment.data_start,
+                };
+                if offset >= segment.data_end {
+                    if let Some(place) = lane.places.get_mut(&self.destination) {
+                        place.cursor.set_next(end.max(next));
+                    }
+                    if end > next {
+                        continue;
+                    }
+                    return Ok(0);
+                }
+                let largest = writer::segment_bytes(&self.shared.config, &lane.config);
+                (segment.file.clone(), key, offset, segment.data_end, largest as usize, segment.path.clone(), lane.config.ttl)
+            };
+            let mut want = max_bytes.max(READ_BYTES).min((data_end - offset) as usize);
+            let broken = loop {
+                if run.buffer.len() < want {
+                    run.buffer.resize(want, 0);
+                }
+                run.filled = file.read_at(offset, &mut run.buffer[..want]).map_err(|e| OutboxError::Directory {
+                    what: "cannot read",
+                    path: path.clone(),
+                    detail: e.to_string(),
+                })?;
+                match codec::decode_record(&run.buffer[..run.filled], largest) {
+                    Err(Broken::Incomplete(n)) if n as u64 <= data_end - offset && n > want => want = n,
+                    Err(broken) => break Some(broken),
+                    Ok(_) => break None,
+                }
+            };
+            let now = self.shared.clock.now();
+            let mut lane = self.lock();
+            if let Some(broken) = broken {
+                let at = lane.segments.iter().position(|s| (s.base, s.epoch) == key);
+                let lost = at.map_or(0, |at| lane.skip_corrupt(at, self.destination));
+                drop(lane);
+                tracing::error!(path = %path.display(), offset, lost, cause = ?broken, "a segment is damaged; the rest of it is set aside");
+                self.place = None;
+                continue;
+            }
+            run.epoch = key.1;
+            let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
+            let mut at = 0;
+            while at < run.filled && run.bodies.len() < max_records {
+                let Ok((record, length)) = codec::decode_record(&run.buffer[at..run.filled], largest) else { break };
+                let sequence = record.sequence;
+                if sequence >= place.cursor.next() {
+                    if record.destinations().any(|d| d == self.destination) {
+                        let age = now.since(record.accepted_at);
+                        let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
+                        if place.cursor.hand_out(sequence) {
+                            if over {
+                                place.cursor.finish(sequence, End::Expired);
+                            } else {
+                                run.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
+                            }
+                        }
+                    } else {
+                        place.cursor.set_next(sequence + 1);
+                    }
+                }
+                at += length;
+            }
+            let next = place.cursor.next();
+            drop(lane);
+            self.place = Some((key.0, key.1, offset + at as u64, next));
+            if !run.bodies.is_empty() {
+                return Ok(run.bodies.len());
+            }
+        }
+    }
+
+    /// Resolves when something was written since the last [`next_run`](Self::next_run). Cancel-safe.
+    pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut seen = self.seen.clone();
+        async move {
+            // A closed store writes nothing more.
+            if seen.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// These records are delivered for good, in any order; others are ignored.
+    pub fn acknowledge(&self, sequences: &[u64]) {
+        self.finish(sequences, End::Delivered);
+    }
+
+    /// The destination refuses this record for good; it is counted as evicted.
+    pub fn reject(&self, sequence: u64, reason: &str) {
+        tracing::debug!(sequence, reason, "record refused by its destination");
+        self.finish(&[sequence], End::Evicted);
+    }
+
+    fn finish(&self, sequences: &[u64], how: End) {
+        let mut lane = self.lock();
+        let Some(place) = lane.places.get_mut(&self.destination) else { return };
+        for sequence in sequences {
+            place.cursor.finish(*sequence, how);
+        }
+        let low = place.cursor.low();
+        let trim = lane.segments.get(1).is_some_and(|next| low >= next.base);
+        drop(lane);
+        if trim {
+            self.shared.signal.raise();
+        }
+    }
+
+    /// Starts again at the lowest record that is not finished.
+    pub fn rewind(&mut self) {
+        self.place = None;
+        if let Some(place) = self.lock().places.get_mut(&self.destination) {
+            place.cursor.rewind();
+        }
+    }
+
+    /// Records stored for the destination and not finished.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.lock().queued(self.destination)
+    }
+}

@@ -1,0 +1,291 @@
+//! Opening a store: what stands there, what is torn, who stands where. Reads every segment's header and the last segment of each
+//! lane, not the backlog.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::codec::{self, Broken, Header};
+use super::cursor::{Cursor, End};
+use super::files::{self, CursorPage, Manifest};
+use super::lane::{Lane, Place, Segment};
+use super::storage::{Storage, StoredFile};
+use super::{DestinationId, Durability, LaneConfig, OutboxConfig, OutboxError, WhenFull, writer};
+use crate::time::Clock;
+
+pub(crate) const MANIFEST: &str = "manifest";
+pub(crate) const CURSORS: [&str; 2] = ["cursors-a", "cursors-b"];
+const VERSION: u16 = 1;
+const SCAN_BYTES: usize = 256 << 10;
+
+/// What opening found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Segments kept.
+    pub segments: usize,
+    /// Records read from the last segments.
+    pub scanned_records: u64,
+    /// Bytes cut from torn tails.
+    pub torn_bytes: u64,
+    /// Files that were set aside, by their new names.
+    pub set_aside: Vec<PathBuf>,
+}
+
+pub(crate) struct Recovered {
+    pub lanes: Vec<Lane>,
+    pub manifest: Manifest,
+    pub page_generation: u64,
+    pub report: Recovery,
+}
+
+/// Name of a segment's file; sorts by base, then by who came later.
+pub(crate) fn segment_name(base: u64, epoch: u32, attempt: u32) -> String {
+    format!("{base:020}-{epoch:010}-{attempt:010}.seg")
+}
+
+fn parse_segment_name(name: &str) -> Option<u64> {
+    let mut parts = name.strip_suffix(".seg")?.split('-');
+    let base = parts.next()?.parse().ok()?;
+    parts.next()?.parse::<u32>().ok()?;
+    parts.next()?.parse::<u32>().ok()?;
+    parts.next().is_none().then_some(base)
+}
+
+fn set_aside(storage: &dyn Storage, path: &Path, report: &mut Recovery) {
+    let to = writer::corrupt_name(path);
+    match storage.rename(path, &to) {
+        Ok(()) => {
+            tracing::error!(path = %path.display(), kept_as = %to.display(), "a damaged file is set aside");
+            report.set_aside.push(to);
+        }
+        Err(error) => tracing::error!(path = %path.display(), error = %error, "a damaged file cannot be set aside"),
+    }
+}
+
+fn directory(what: &'static str, path: &Path, error: &io::Error) -> OutboxError {
+    OutboxError::Directory { what, path: path.to_owned(), detail: error.to_string() }
+}
+
+fn load<T: for<'de> serde::Deserialize<'de>>(storage: &dyn Storage, path: &Path, report: &mut Recovery) -> Option<T> {
+    match storage.read(path) {
+        Ok(bytes) => {
+            let value = files::decode(&bytes);
+            if value.is_none() {
+                set_aside(storage, path, report);
+            }
+            value
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::error!(path = %path.display(), error = %error, "cannot be read; going on without it");
+            None
+        }
+    }
+}
+
+fn read_header(file: &dyn StoredFile) -> io::Result<Result<(Header, usize), Broken>> {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let filled = file.read_at(0, &mut buffer)?;
+        match codec::decode_header(&buffer[..filled]) {
+            Err(Broken::Incomplete(n)) if n > buffer.len() && n <= codec::MAX_HEADER_BYTES + 64 => buffer.resize(n, 0),
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Walks the records of a file from `start`: end of the last good one, one past its sequence, counts by destination.
+fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Result<(u64, u64, BTreeMap<DestinationId, u64>, u64)> {
+    let (mut offset, mut next, mut counts, mut records) = (start, first, BTreeMap::new(), 0);
+    let mut buffer = vec![0; SCAN_BYTES];
+    loop {
+        let filled = file.read_at(offset, &mut buffer)?;
+        let mut at = 0;
+        let stop = loop {
+            match codec::decode_record(&buffer[at..filled], largest) {
+                Ok((record, length)) if record.sequence >= next => {
+                    next = record.sequence + 1;
+                    records += 1;
+                    for d in record.destinations() {
+                        *counts.entry(d).or_default() += 1;
+                    }
+                    at += length;
+                }
+                Err(Broken::Incomplete(n)) if filled == buffer.len() && at == 0 && n > buffer.len() => {
+                    buffer.resize(n, 0);
+                    break false;
+                }
+                Err(Broken::Incomplete(_)) if filled == buffer.len() && at > 0 => break false,
+                _ => break true,
+            }
+        };
+        offset += at as u64;
+        if stop {
+            return Ok((offset, next, counts, records));
+        }
+    }
+}
+
+/// A lane that is no longer configured keeps draining, by rules that lose nothing.
+fn orphan(name: &str) -> LaneConfig {
+    LaneConfig {
+        name: name.to_owned(),
+        durability: Durability::Batched(Duration::from_millis(20)),
+        quota_bytes: 1 << 40,
+        ttl: None,
+        when_full: WhenFull::Reject,
+    }
+}
+
+pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn Clock) -> Result<Recovered, OutboxError> {
+    let dir = &config.dir;
+    storage.make_dir(dir).map_err(|e| directory("cannot make the folder", dir, &e))?;
+    storage.lock(dir).map_err(|e| directory("cannot lock the folder", dir, &e))?;
+    let mut report = Recovery::default();
+    let manifest: Option<Manifest> = load(storage, &dir.join(MANIFEST), &mut report);
+    let mut manifest = manifest.filter(|m| m.version == VERSION).unwrap_or_default();
+    let pages = CURSORS.map(|name| load::<CursorPage>(storage, &dir.join(name), &mut report));
+    let page = pages.into_iter().flatten().max_by_key(|p| p.generation).unwrap_or_default();
+
+    let mut configs = config.lanes.clone();
+    let found = storage.list(dir).map_err(|e| directory("cannot list the folder", dir, &e))?;
+    for name in found {
+        let known =
+            configs.iter().any(|c| c.name == name) || name == MANIFEST || name == "lock" || name.contains('.') || CURSORS.contains(&name.as_str());
+        if !known && storage.list(&dir.join(&name)).is_ok_and(|files| files.iter().any(|f| parse_segment_name(f).is_some())) {
+            tracing::warn!(lane = %name, "the lane is no longer configured; what it holds is still delivered");
+            configs.push(orphan(&name));
+        }
+    }
+
+    let mut lanes = Vec::with_capacity(configs.len());
+    for lane_config in configs {
+        let lane = recover_lane(config, lane_config, storage, &page, &mut manifest, &mut report)?;
+        lanes.push(lane);
+    }
+    // Every destination has a place in every lane from the start.
+    for lane in &mut lanes {
+        let next = lane.next_sequence;
+        for (at, name) in manifest.destinations.iter().enumerate() {
+            let id = DestinationId(at as u16);
+            if name.is_empty() {
+                lane.places.remove(&id);
+            } else {
+                lane.places.entry(id).or_insert_with(|| Place { cursor: Cursor::restore(next, [], [0; 4]), ..Place::default() });
+            }
+        }
+        lane.trim(clock.now(), 0);
+    }
+    manifest.version = VERSION;
+    manifest.node.clone_from(&config.node);
+    manifest.epoch = manifest.epoch.saturating_add(1);
+    let path = dir.join(MANIFEST);
+    storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
+    report.segments = lanes.iter().map(|l| l.segments.len()).sum();
+    Ok(Recovered { lanes, manifest, page_generation: page.generation, report })
+}
+
+fn recover_lane(
+    config: &OutboxConfig,
+    lane_config: LaneConfig,
+    storage: &dyn Storage,
+    page: &CursorPage,
+    manifest: &mut Manifest,
+    report: &mut Recovery,
+) -> Result<Lane, OutboxError> {
+    let dir = config.dir.join(&lane_config.name);
+    storage.make_dir(&dir).map_err(|e| directory("cannot make the folder", &dir, &e))?;
+    let mut names: Vec<String> = storage.list(&dir).map_err(|e| directory("cannot list the folder", &dir, &e))?;
+    names.retain(|n| parse_segment_name(n).is_some());
+    names.sort();
+    let largest = writer::segment_bytes(config, &lane_config).max(64 << 20) as usize;
+    let mut lane = Lane::new(lane_config);
+
+    for name in names {
+        let path = dir.join(&name);
+        let opened = storage.open(&path).and_then(|file| Ok((read_header(file.as_ref())?, file.size()?, file)));
+        let (header, len, file): (_, u64, Arc<dyn StoredFile>) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(path = %path.display(), error = %error, "a segment cannot be opened; it is left where it is");
+                continue;
+            }
+        };
+        let Ok((header, data_start)) = header else {
+            set_aside(storage, &path, report);
+            continue;
+        };
+        manifest.epoch = manifest.epoch.max(header.epoch);
+        for d in &header.destinations {
+            let at = usize::from(d.id.0);
+            if manifest.destinations.len() <= at && at < super::MAX_DESTINATIONS {
+                manifest.destinations.resize(at + 1, String::new());
+                manifest.destinations[at].clone_from(&d.name);
+            }
+        }
+        // A later file with the same or a lower base takes over.
+        while lane.segments.back().is_some_and(|s| s.base >= header.base) {
+            if let Some(superseded) = lane.segments.pop_back() {
+                lane.garbage.push(superseded);
+            }
+        }
+        lane.segments.push_back(Segment {
+            base: header.base,
+            epoch: header.epoch,
+            created: header.created,
+            path,
+            file,
+            data_start: data_start as u64,
+            data_end: len,
+            disk_bytes: len,
+            accepted_before: header.destinations.iter().map(|d| (d.id, d.accepted)).collect(),
+            corrupt: false,
+        });
+    }
+
+    let mut accepted: BTreeMap<DestinationId, u64> = BTreeMap::new();
+    if let Some(last) = lane.segments.back_mut() {
+        let (end, next, counts, records) =
+            scan(last.file.as_ref(), last.data_start, last.base, largest).map_err(|e| directory("cannot read", &last.path, &e))?;
+        report.scanned_records += records;
+        report.torn_bytes += last.data_end.saturating_sub(end);
+        if end < last.data_end && last.file.set_len(end).is_ok() {
+            last.disk_bytes = end;
+        }
+        last.data_end = end;
+        accepted.clone_from(&last.accepted_before);
+        for (d, n) in counts {
+            *accepted.entry(d).or_default() += n;
+        }
+        lane.next_sequence = next;
+        lane.written = next;
+    }
+    if let Some((_, next)) = page.next.iter().find(|(name, _)| *name == lane.config.name) {
+        // With segments at hand the page may be older or, after a power cut, newer than them; a gap does no harm, a repeat would.
+        lane.next_sequence = lane.next_sequence.max(*next);
+    }
+    let entries = page.entries.iter().filter(|e| e.lane == lane.config.name).map(|e| (DestinationId(e.destination), e));
+    let mut places: BTreeMap<DestinationId, Place> = entries
+        .map(|(id, e)| (id, Place { cursor: Cursor::restore(e.low, e.ahead.iter().copied(), e.counts), accepted: 0, dropped: e.dropped }))
+        .collect();
+    for id in accepted.keys() {
+        places.entry(*id).or_insert_with(|| Place { cursor: Cursor::restore(1, [], [0; 4]), ..Place::default() });
+    }
+    let first = lane.segments.front().map(|s| (s.base, s.accepted_before.clone()));
+    for (id, place) in &mut places {
+        lane.next_sequence = lane.next_sequence.max(place.cursor.low());
+        place.accepted = accepted.get(id).copied().unwrap_or(0);
+        if let Some((base, before)) = &first {
+            // Segments are removed only when all in them is finished; an older page just does not know it yet.
+            place.cursor.drop_before(*base, before.get(id).copied().unwrap_or(0), End::Delivered);
+        }
+        // Finished records that a power cut took back with their segment's tail stay finished.
+        place.accepted = place.accepted.max(place.cursor.finished());
+    }
+    lane.written = lane.next_sequence;
+    lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
+    lane.places = places;
+    Ok(lane)
+}

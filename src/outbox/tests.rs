@@ -1,0 +1,490 @@
+//! The store as a whole, over the simulated file layer, its writer stepped by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::sim::SimStorage;
+use super::*;
+use crate::time::{ManualClock, Timestamp};
+
+const PAYLOAD: usize = 200;
+
+fn config(durability: Durability, quota: u64, when_full: WhenFull) -> OutboxConfig {
+    let lane = |name: &str| LaneConfig { name: name.into(), durability, quota_bytes: quota, ttl: None, when_full };
+    OutboxConfig {
+        dir: "/store".into(),
+        node: "n1".into(),
+        lanes: vec![lane("default")],
+        segment_bytes: 64 << 10,
+        cursor_interval: Duration::from_secs(1),
+    }
+}
+
+fn fsync() -> OutboxConfig {
+    config(Durability::Fsync, 64 << 20, WhenFull::Reject)
+}
+
+struct Bench {
+    outbox: Outbox,
+    writer: Writer,
+    clock: Arc<ManualClock>,
+    to: DestinationId,
+    lane: LaneId,
+}
+
+fn open(config: OutboxConfig, storage: &SimStorage) -> (Bench, Recovery) {
+    try_open(config, storage).unwrap()
+}
+
+fn try_open(config: OutboxConfig, storage: &SimStorage) -> Result<(Bench, Recovery), OutboxError> {
+    let clock = Arc::new(ManualClock::at(Timestamp(1_000_000)));
+    let (outbox, writer, recovery) = Outbox::open_without_thread(config, Arc::new(storage.clone()), clock.clone())?;
+    let to = outbox.destination("upstream/cloud")?;
+    let lane = outbox.lane("default").unwrap();
+    Ok((Bench { outbox, writer, clock, to, lane }, recovery))
+}
+
+impl Bench {
+    fn append(&self, n: u64) -> Appended {
+        let payload = payload(n);
+        self.append_with(&payload, None)
+    }
+
+    fn append_with(&self, payload: &[u8], ttl_seconds: Option<u32>) -> Appended {
+        let record = NewRecord {
+            source: "local",
+            topic: "sensors/a",
+            payload,
+            attributes: Attributes::default(),
+            qos: 1,
+            retain: false,
+            ttl_seconds,
+            destinations: &[self.to],
+        };
+        self.outbox.append(self.lane, &[record])
+    }
+
+    fn row(&self) -> LedgerRow {
+        let row = self.outbox.ledger().into_iter().find(|r| r.destination == "upstream/cloud").unwrap();
+        assert_eq!(row.accepted, row.delivered + row.expired + row.evicted + row.aggregated + row.queued, "{row:?}");
+        row
+    }
+
+    fn read(&self, reader: &mut Reader) -> Vec<(u64, u64)> {
+        let mut run = Run::default();
+        let mut all = Vec::new();
+        while reader.next_run(50, 8 << 10, &mut run).unwrap() > 0 {
+            all.extend(run.iter().map(|r| (r.id.sequence, number(r.payload()))));
+        }
+        all
+    }
+}
+
+fn payload(n: u64) -> Vec<u8> {
+    let mut p = n.to_le_bytes().to_vec();
+    p.resize(PAYLOAD, n as u8);
+    p
+}
+
+fn number(payload: &[u8]) -> u64 {
+    u64::from_le_bytes(payload[..8].try_into().unwrap())
+}
+
+#[test]
+fn a_record_is_durable_only_after_its_sync_and_readable_once_written() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(config(Durability::Batched(Duration::from_millis(20)), 64 << 20, WhenFull::Reject), &storage);
+    let id = b.append(1).last;
+    assert_eq!(b.outbox.record_id_text(id), "n1/1/default/1");
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert!(b.read(&mut reader).is_empty() && !b.outbox.is_durable(b.lane, 1));
+    b.writer.step(false);
+    assert_eq!(b.read(&mut reader), [(1, 1)]);
+    assert!(!b.outbox.is_durable(b.lane, 1), "written is not synced");
+    b.clock.advance(Duration::from_millis(20));
+    b.writer.step(false);
+    assert!(b.outbox.is_durable(b.lane, 1));
+    let syncs = b.outbox.write_counts().1;
+    for n in 2..100 {
+        b.append(n);
+    }
+    b.clock.advance(Duration::from_millis(20));
+    b.writer.step(false);
+    b.clock.advance(Duration::from_millis(20));
+    b.writer.step(false);
+    assert_eq!(b.outbox.write_counts().1, syncs + 1, "one sync for all of them");
+}
+
+#[test]
+fn acknowledged_records_do_not_come_back_and_the_rest_does_over_a_restart() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..1_000 {
+        b.append(n);
+        if n % 100 == 0 {
+            b.writer.step(false);
+        }
+    }
+    b.writer.step(false);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let all = b.read(&mut reader);
+    assert_eq!(all.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..1_000).collect::<Vec<_>>());
+    let acked: Vec<u64> = all.iter().map(|(s, _)| *s).filter(|s| *s <= 400 || *s % 2 == 0).collect();
+    reader.acknowledge(&acked);
+    assert_eq!(b.row().delivered, acked.len() as u64);
+    b.writer.step(true);
+    drop((reader, b));
+
+    let (b, recovery) = open(fsync(), &storage);
+    assert_eq!(b.outbox.record_id_text(RecordId { lane: b.lane, epoch: b.outbox.shared.epoch, sequence: 1 }), "n1/2/default/1", "a new epoch");
+    assert!(recovery.scanned_records < 400, "only the last segment is read: {recovery:?}");
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let rest: Vec<u64> = b.read(&mut reader).iter().map(|(s, _)| *s).collect();
+    assert_eq!(rest, (401..=1_000).filter(|s| s % 2 == 1).collect::<Vec<_>>());
+    let row = b.row();
+    assert_eq!((row.accepted, row.delivered, row.queued), (1_000, 700, 300));
+}
+
+#[test]
+fn finished_segments_are_removed_and_memory_does_not_grow_with_the_backlog() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..5_000 {
+        b.append(n);
+        b.writer.step(false);
+    }
+    let segments = b.outbox.status()[0].segments;
+    assert!(segments > 15, "{segments}");
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let mut run = Run::default();
+    while reader.next_run(100, 16 << 10, &mut run).unwrap() > 0 {
+        assert!(run.buffer.capacity() <= 64 << 10);
+        let sequences: Vec<u64> = run.iter().map(|r| r.id.sequence).collect();
+        reader.acknowledge(&sequences);
+    }
+    b.writer.step(false);
+    assert_eq!((b.outbox.status()[0].segments, b.row().queued), (1, 0));
+}
+
+#[test]
+fn quota_policies() {
+    for (policy, queued_all) in [(WhenFull::Reject, false), (WhenFull::DropOldest, true), (WhenFull::DropNewest, true)] {
+        let storage = SimStorage::default();
+        let (mut b, _) = open(config(Durability::Fsync, 1 << 20, policy), &storage);
+        let mut refused = 0;
+        for n in 0..10_000 {
+            let appended = b.append(n);
+            refused += u64::from(matches!(appended.refused, Some(OutboxError::Full { .. })));
+            b.writer.step(false);
+            assert!(b.outbox.status()[0].disk_bytes <= 1 << 20);
+        }
+        let row = b.row();
+        assert_eq!(row.accepted + refused, 10_000, "{policy:?}");
+        assert_eq!(refused == 0, queued_all, "{policy:?}");
+        let mut reader = b.outbox.reader(b.to, b.lane);
+        let left: Vec<u64> = b.read(&mut reader).iter().map(|(_, n)| *n).collect();
+        assert_eq!(left.len() as u64, row.queued);
+        match policy {
+            WhenFull::DropOldest => assert_eq!(left.last(), Some(&9_999)),
+            _ => assert_eq!(left[..10], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        }
+        assert_eq!(row.evicted > 0, policy != WhenFull::Reject);
+        // The books hold after a restart too.
+        b.writer.step(true);
+        drop((reader, b.outbox, b.writer));
+        let (again, _) = open(config(Durability::Fsync, 1 << 20, policy), &storage);
+        assert_eq!(again.row(), row, "{policy:?}");
+    }
+}
+
+#[test]
+fn expired_records_are_left_out_and_counted() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    b.append_with(&payload(1), Some(10));
+    b.append_with(&payload(2), None);
+    b.writer.step(false);
+    b.clock.advance(Duration::from_secs(10));
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert_eq!(b.read(&mut reader), [(2, 2)]);
+    assert_eq!((b.row().expired, b.row().queued), (1, 1));
+}
+
+#[test]
+fn a_failed_sync_moves_what_was_not_safe_to_a_fresh_segment() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..10 {
+        b.append(n);
+    }
+    b.writer.step(false);
+    storage.fail_syncs(1);
+    for n in 10..20 {
+        b.append(n);
+    }
+    b.writer.step(false);
+    assert!(b.outbox.is_durable(b.lane, 10) && !b.outbox.is_durable(b.lane, 11));
+    assert!(matches!(b.append(99).refused, Some(OutboxError::Failed { .. })), "nothing new while the disk refuses");
+    b.clock.advance(Duration::from_secs(1));
+    b.writer.step(false);
+    assert!(b.outbox.is_durable(b.lane, 20));
+    assert!(b.append(20).refused.is_none());
+    b.writer.step(false);
+    let after = storage.after_power_cut(|| 0);
+    let (b, _) = open(fsync(), &after);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert_eq!(b.read(&mut reader).iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..21).collect::<Vec<_>>());
+    b.row();
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers_without_losing_what_was_acknowledged() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    storage.set_capacity(Some(200 << 10));
+    let mut durable = Vec::new();
+    for n in 0..2_000 {
+        let appended = b.append(n);
+        b.writer.step(false);
+        if appended.taken == 1 && b.outbox.is_durable(b.lane, appended.last.sequence) {
+            durable.push(n);
+        }
+    }
+    assert!(durable.len() > 300 && durable.len() < 2_000);
+    assert!(b.outbox.status()[0].failure.is_some());
+    storage.set_capacity(None);
+    b.clock.advance(Duration::from_secs(10));
+    b.writer.step(false);
+    assert!(b.append(5_000).refused.is_none());
+    b.writer.step(false);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let all: BTreeSet<u64> = b.read(&mut reader).iter().map(|(_, n)| *n).collect();
+    assert!(durable.iter().all(|n| all.contains(n)) && all.contains(&5_000));
+}
+
+#[test]
+fn damage_is_skipped_counted_and_set_aside() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..1_000 {
+        b.append(n);
+        b.writer.step(false);
+    }
+    b.writer.step(true);
+    drop(b);
+    let segments: Vec<_> = storage.paths().into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+    storage.damage(&segments[1], |bytes| bytes[20_000] ^= 1);
+    storage.damage(&segments[2], |bytes| bytes[3] ^= 1); // its header
+    storage.damage(Path::new("/store/manifest"), |bytes| bytes.truncate(5));
+    let (mut b, recovery) = open(fsync(), &storage);
+    assert_eq!(recovery.set_aside.len(), 2);
+    assert_eq!(b.to, DestinationId(0), "the name is found again in the segments");
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let read = b.read(&mut reader);
+    let row = b.row();
+    assert!(row.evicted > 0 && row.queued == read.len() as u64 && row.accepted == 1_000, "{row:?}");
+    reader.acknowledge(&read.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+    b.append(7);
+    b.writer.step(false);
+    assert!(storage.paths().iter().filter(|p| p.extension().is_some_and(|e| e == "corrupt")).count() >= 2);
+    assert_eq!(b.row().queued, 1);
+}
+
+#[test]
+fn two_destinations_share_one_copy_and_a_segment_waits_for_the_slower() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    let other = b.outbox.destination("app/x").unwrap();
+    for n in 0..2_000u64 {
+        let p = payload(n);
+        let both = [b.to, other];
+        let destinations = if n % 2 == 0 { &both[..] } else { &both[..1] };
+        let record = NewRecord {
+            source: "local",
+            topic: "t",
+            payload: &p,
+            attributes: Attributes::default(),
+            qos: 1,
+            retain: false,
+            ttl_seconds: None,
+            destinations,
+        };
+        b.outbox.append(b.lane, &[record]);
+        b.writer.step(false);
+    }
+    let mut fast = b.outbox.reader(b.to, b.lane);
+    let all = b.read(&mut fast);
+    fast.acknowledge(&all.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+    b.writer.step(false);
+    assert!(b.outbox.status()[0].segments > 5);
+    let mut slow = b.outbox.reader(other, b.lane);
+    let half = b.read(&mut slow);
+    assert_eq!(half.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..2_000).step_by(2).collect::<Vec<_>>());
+    slow.acknowledge(&half.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+    b.writer.step(false);
+    assert_eq!(b.outbox.status()[0].segments, 1);
+    b.outbox.forget_destination(other).unwrap();
+    assert_eq!(b.outbox.ledger().len(), 1);
+}
+
+/// A small generator with a seed that a failure prints.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Appends, steps, reads, acknowledges; gives what was durable and what was acknowledged by the destination.
+fn workload(b: &mut Bench, from: u64, random: &mut Random, seen_ids: &mut BTreeMap<String, u64>) -> (BTreeSet<u64>, BTreeSet<u64>) {
+    let (mut durable, mut delivered) = (BTreeSet::new(), BTreeSet::new());
+    let mut waiting: Vec<(u64, u64)> = Vec::new();
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let mut run = Run::default();
+    for n in from..from + 700 {
+        let appended = b.append(n);
+        if appended.taken == 1 {
+            waiting.push((appended.last.sequence, n));
+        }
+        if random.next().is_multiple_of(4) {
+            b.writer.step(false);
+            b.clock.advance(Duration::from_millis(300));
+        }
+        waiting.retain(|(sequence, n)| {
+            let safe = b.outbox.is_durable(b.lane, *sequence);
+            if safe {
+                durable.insert(*n);
+            }
+            !safe
+        });
+        if random.next().is_multiple_of(16) && reader.next_run(20, 4096, &mut run).is_ok() {
+            let mut acks = Vec::new();
+            for record in run.iter() {
+                let n = number(record.payload());
+                let id = b.outbox.record_id_text(record.id);
+                assert_eq!(*seen_ids.entry(id.clone()).or_insert(n), n, "id {id} names two records");
+                if !random.next().is_multiple_of(8) {
+                    acks.push(record.id.sequence);
+                    delivered.insert(n);
+                }
+            }
+            reader.acknowledge(&acks);
+            if random.next().is_multiple_of(8) {
+                reader.rewind();
+            }
+        }
+    }
+    (durable, delivered)
+}
+
+#[test]
+fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
+    let clean = SimStorage::default();
+    let (mut b, _) = open(fsync(), &clean);
+    workload(&mut b, 0, &mut Random(7), &mut BTreeMap::new());
+    let operations = clean.operations();
+    assert!(operations > 400, "{operations}");
+    for crash_at in 1..=operations {
+        for seed in [1u64, 2, 3] {
+            let storage = SimStorage::default();
+            storage.crash_at(crash_at);
+            let mut ids = BTreeMap::new();
+            let (durable, delivered) = match try_open(fsync(), &storage) {
+                Ok((mut b, _)) => workload(&mut b, 0, &mut Random(7), &mut ids),
+                Err(_) => Default::default(),
+            };
+            let mut random = Random(crash_at * 31 + seed);
+            let disk = storage.after_power_cut(|| match seed {
+                1 => 0,
+                2 => 8,
+                _ => (random.next() % 9) as u8,
+            });
+            let (mut b, _) = open(fsync(), &disk);
+            let mut reader = b.outbox.reader(b.to, b.lane);
+            let read = b.read(&mut reader);
+            let found: BTreeSet<u64> = read.iter().map(|(_, n)| *n).collect();
+            let lost: Vec<_> = durable.iter().filter(|n| !found.contains(n) && !delivered.contains(n)).collect();
+            assert!(lost.is_empty(), "cut in operation {crash_at}, seed {seed}: lost {lost:?}");
+            assert!(read.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1), "order, cut in operation {crash_at}, seed {seed}");
+            assert_eq!(b.row().queued, found.len() as u64, "cut in operation {crash_at}, seed {seed}");
+            // Life goes on: no id is used for two records, and the store takes and gives again.
+            workload(&mut b, 10_000, &mut Random(9), &mut ids);
+            b.row();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_any_one_sync_fails() {
+    for at in 0..40u64 {
+        let storage = SimStorage::default();
+        let (mut b, _) = open(fsync(), &storage);
+        let mut durable = BTreeSet::new();
+        for n in 0..400 {
+            if n == at * 10 {
+                storage.fail_syncs(1 + (at % 3) as u32);
+            }
+            let appended = b.append(n);
+            b.writer.step(false);
+            if appended.taken == 1 && b.outbox.is_durable(b.lane, appended.last.sequence) {
+                durable.insert(n);
+            }
+            b.clock.advance(Duration::from_millis(70));
+        }
+        let disk = storage.after_power_cut(|| 0);
+        let (b, _) = open(fsync(), &disk);
+        let mut reader = b.outbox.reader(b.to, b.lane);
+        let found: BTreeSet<u64> = b.read(&mut reader).iter().map(|(_, n)| *n).collect();
+        assert!(durable.is_subset(&found), "sync failed at {at}: {:?}", durable.difference(&found).collect::<Vec<_>>());
+        assert!(durable.len() > 300);
+        b.row();
+    }
+}
+
+#[tokio::test]
+async fn the_thread_makes_records_durable_on_a_real_disk_and_a_second_process_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = OutboxConfig { dir: dir.path().join("store"), ..fsync() };
+    let clock: Arc<dyn Clock> = Arc::new(crate::time::SystemClock::new());
+    let (outbox, _) = Outbox::open(config.clone(), Arc::new(storage::DiskStorage::default()), clock.clone()).unwrap();
+    let second = Outbox::open(config.clone(), Arc::new(storage::DiskStorage::default()), clock.clone());
+    assert!(second.unwrap_err().to_string().contains("another process"));
+    let (to, lane) = (outbox.destination("upstream/cloud").unwrap(), outbox.lane("default").unwrap());
+    let mut reader = outbox.reader(to, lane);
+    for n in 0..2_000u64 {
+        let p = payload(n);
+        let record = NewRecord {
+            source: "local",
+            topic: "t",
+            payload: &p,
+            attributes: Attributes::default(),
+            qos: 1,
+            retain: false,
+            ttl_seconds: None,
+            destinations: &[to],
+        };
+        let appended = outbox.append(lane, &[record]);
+        assert!(appended.refused.is_none());
+        if n % 100 == 99 {
+            outbox.durable(lane, appended.last.sequence).await.unwrap();
+        }
+    }
+    let mut run = Run::default();
+    let mut got = 0;
+    while got < 1_500 {
+        reader.next_run(1_000, 64 << 10, &mut run).unwrap();
+        let sequences: Vec<u64> = run.iter().map(|r| r.id.sequence).collect();
+        got += sequences.len();
+        reader.acknowledge(&sequences);
+    }
+    outbox.close();
+    drop((reader, outbox));
+    let (outbox, _) = Outbox::open(config, Arc::new(storage::DiskStorage::default()), clock).unwrap();
+    let row = &outbox.ledger()[0];
+    assert_eq!((row.accepted, row.delivered as usize, row.queued as usize), (2_000, got, 2_000 - got));
+    outbox.close();
+}
