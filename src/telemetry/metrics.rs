@@ -1,8 +1,10 @@
 //! The node's metric registry.
 
+use std::any::Any;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 /// A cheap handle to the one registry of the node. Rooms register their metrics at start and keep the typed handles; label
 /// values must come from small closed sets or from configuration, never from what a peer sends.
@@ -12,6 +14,7 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Default)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    shared: Arc<Mutex<HashMap<&'static str, Box<dyn Any + Send>>>>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -32,6 +35,20 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The metric of this name, registered on the first call: for what several components of one kind count together, told
+    /// apart by labels (a name registered twice would make the whole text unreadable for scrapers). All callers of one name use one type.
+    pub fn shared<M: Metric + Clone>(&self, name: &'static str, help: &'static str, make: impl FnOnce() -> M) -> M {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = shared.get(name).and_then(|metric| metric.downcast_ref::<M>()) {
+            return there.clone();
+        }
+        let metric = make();
+        if shared.insert(name, Box::new(metric.clone())).is_none() {
+            self.register(|registry| registry.register(name, help, metric.clone()));
+        }
+        metric
+    }
+
     /// Everything in the OpenMetrics text format.
     #[must_use]
     pub fn render(&self) -> String {
@@ -40,5 +57,23 @@ impl Metrics {
         // Writing to a String does not fail; a collector that does leaves what came before it.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
+    use super::*;
+
+    #[test]
+    fn a_shared_metric_is_registered_once_and_counts_for_all_who_ask() {
+        let metrics = Metrics::new();
+        for _ in 0..2 {
+            metrics.shared("selvedge_things", "Things", Counter::<u64>::default).inc();
+        }
+        let text = metrics.render();
+        assert_eq!(text.matches("# TYPE selvedge_things").count(), 1);
+        assert!(text.contains("selvedge_things_total 2"), "{text}");
     }
 }
