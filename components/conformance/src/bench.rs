@@ -28,7 +28,7 @@ impl Bench {
     /// A fresh one.
     pub async fn new() -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_795_488_182_500)));
-        let outbox = Outbox::interim(&["default"], clock.clone());
+        let outbox = Outbox::simulated(&["default"], clock.clone());
         let retained = MemoryTables::default().open("retained").await.unwrap();
         let hub = Hub::new(outbox, Vec::new(), retained, clock.clone()).await.unwrap();
         Self { dir: tempfile::tempdir().unwrap(), clock, metrics: Metrics::new(), hub }
