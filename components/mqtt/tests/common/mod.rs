@@ -1,6 +1,8 @@
 //! A real broker, an independent witness behind it, and the node's side of the way out.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod fake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
