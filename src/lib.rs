@@ -7,6 +7,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod component;
+pub mod escape;
+pub mod forward;
 pub mod hub;
 pub mod message;
 pub mod outbox;

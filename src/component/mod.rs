@@ -16,7 +16,7 @@ mod uplink;
 
 pub use binding::{Binding, BindingError, BindingHandler, BindingReading, InputBinding, InvokeRequest, InvokeResponse, OutputBinding, ReadHandle};
 pub use listener::{BoundListener, ListenerContext};
-pub use properties::{Properties, PropertyError};
+pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{
     BulkEntry, BulkFailure, Delivery, HandlerError, MessageHandler, PubSub, PubSubError, PubSubFeature, PublishRequest, Published, SubscribeRequest,
     SubscriptionHandle,

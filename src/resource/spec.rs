@@ -204,8 +204,8 @@ pub struct LaneSpec {
     pub name: String,
     /// Topic filters; the first lane that matches takes the record. The lane `default` matches all.
     pub matches: Vec<String>,
-    /// How safe a record is when its sender is answered; `None` = passthrough: the upstream itself answers.
-    pub durability: Option<Durability>,
+    /// How safe a record is when its sender is answered.
+    pub durability: Durability,
     /// Bytes on disk, overhead included.
     pub quota_bytes: u64,
     /// Longest life.
@@ -271,4 +271,39 @@ pub struct EscapePolicySpec {
     pub name: String,
     /// `spec.upstreams`.
     pub upstreams: Vec<UpstreamSpec>,
+}
+
+/// Which secrets of a store an application may read (`spec.secrets.scopes`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretScope {
+    /// Store.
+    pub store: String,
+    /// Secrets that no list names.
+    pub default_allow: bool,
+    /// If not empty, only these.
+    pub allowed: Vec<String>,
+    /// Never these.
+    pub denied: Vec<String>,
+}
+
+impl SecretScope {
+    /// Whether this secret may be read.
+    #[must_use]
+    pub fn allows(&self, secret: &str) -> bool {
+        if !self.allowed.is_empty() {
+            return self.allowed.iter().any(|s| s == secret);
+        }
+        !self.denied.iter().any(|s| s == secret) && self.default_allow
+    }
+}
+
+/// `kind: Configuration` as given by `--config`, as far as it is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigurationSpec {
+    /// `spec.secrets.scopes`.
+    pub secret_scopes: Vec<SecretScope>,
+    /// `spec.logging.apiLogging.enabled`.
+    pub api_logging: Option<bool>,
+    /// `spec.features` that are on.
+    pub features: Vec<String>,
 }

@@ -1,0 +1,218 @@
+//! `Listener`, `Forwarding` and `EscapePolicy` of `selvedge/v1alpha1`, read strictly.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::spec::{
+    DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls, RouteSpec, UpstreamRole,
+    UpstreamSpec,
+};
+use super::strict::{Fields, Findings};
+use super::{Resources, Severity, yaml::Node};
+use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull};
+use crate::topic;
+use crate::units;
+
+/// Quota of the lane `default` when nobody says otherwise; a tenth of the free disk if that is less.
+pub const DEFAULT_QUOTA_BYTES: u64 = 128 << 20;
+const DEFAULT_TTL: Duration = Duration::from_secs(7 * 86_400);
+const DEFAULT_BATCH: Duration = Duration::from_millis(20);
+
+pub(super) fn read(document: &Node, kind: &str, name: &str, resources: &mut Resources, findings: &mut Findings<'_>) {
+    let mut top = Fields::new(document, "", findings);
+    for key in ["apiVersion", "kind"] {
+        let _ = top.text(key, findings);
+    }
+    if let Some(mut metadata) = top.map("metadata", findings) {
+        let _ = metadata.text("name", findings);
+        let _ = metadata.text("namespace", findings);
+        metadata.finish(findings);
+    }
+    let spec = top.map("spec", findings);
+    let line = top.line();
+    top.finish(findings);
+    let Some(spec) = spec else {
+        findings.add(Severity::Error, line, "spec", "is required");
+        return;
+    };
+    match kind {
+        "Listener" => {
+            if let Some(listener) = listener(spec, name, findings) {
+                resources.listeners.push(listener);
+            }
+        }
+        "Forwarding" => resources.forwardings.push(forwarding(spec, name, findings)),
+        _ => resources.escape_policies.push(escape_policy(spec, name, findings)),
+    }
+}
+
+fn listener(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> Option<ListenerSpec> {
+    let protocol = match spec.require("protocol", "mqtt or coap", findings) {
+        Some((text, line)) => match text.as_str() {
+            "mqtt" => Some(ListenerProtocol::Mqtt),
+            "coap" => Some(ListenerProtocol::Coap),
+            _ => {
+                findings.add(Severity::Error, line, &spec.key("protocol"), format!("found {text:?}; accepted is mqtt or coap"));
+                None
+            }
+        },
+        None => None,
+    };
+    let default_bind = if protocol == Some(ListenerProtocol::Coap) { "0.0.0.0:5683" } else { "0.0.0.0:1883" };
+    let bind = spec.parsed("bind", default_bind.to_owned(), findings, |t| {
+        let address = t.parse::<std::net::SocketAddr>().is_ok() || t.strip_prefix("systemd:").is_some_and(|n| !n.is_empty());
+        if address { Ok(t.to_owned()) } else { Err("address:port, for example 0.0.0.0:1883 or [::]:1883, or systemd:NAME".to_owned()) }
+    });
+    let pubsub = spec.text("pubsub", findings).map_or_else(|| "local".to_owned(), |(t, _)| t);
+    let tls = spec.map("tls", findings).and_then(|mut tls| {
+        let cert = tls.require("certFile", "a PEM file with the certificate chain", findings);
+        let key = tls.require("keyFile", "a PEM file with the private key", findings);
+        let client_ca = tls.text("clientCaFile", findings);
+        tls.finish(findings);
+        Some(ListenerTls {
+            cert_file: PathBuf::from(cert?.0),
+            key_file: PathBuf::from(key?.0),
+            client_ca_file: client_ca.map(|(t, _)| PathBuf::from(t)),
+        })
+    });
+    let users_file = spec.map("users", findings).and_then(|mut users| {
+        let file = users.require("file", "a YAML file of users", findings);
+        users.finish(findings);
+        Some(PathBuf::from(file?.0))
+    });
+    let mut limits = ListenerLimits::default();
+    if let Some(mut l) = spec.map("limits", findings) {
+        limits.clients = l.number("clients", limits.clients as u64, 1..=100_000, findings) as usize;
+        limits.packet_bytes = l.size("packetBytes", u64::from(limits.packet_bytes), 128..=(16 << 20), findings) as u32;
+        limits.window = l.number("window", u64::from(limits.window), 1..=10_000, findings) as u16;
+        l.finish(findings);
+    }
+    spec.finish(findings);
+    Some(ListenerSpec { name: name.to_owned(), protocol: protocol?, bind, pubsub, tls, users_file, limits })
+}
+
+fn filters(fields: &mut Fields<'_>, name: &'static str, findings: &mut Findings<'_>) -> Vec<String> {
+    let mut valid = Vec::new();
+    for (filter, line) in fields.texts(name, findings) {
+        match topic::check_filter(&filter) {
+            Ok(()) => valid.push(filter),
+            Err(error) => findings.add(Severity::Error, line, &fields.key(name), format!("{filter:?} is no topic filter: {error}")),
+        }
+    }
+    valid
+}
+
+pub(crate) fn parse_durability(text: &str) -> Result<Durability, String> {
+    let accepted = || "memory, fsync, or batched(TIME) such as batched(20ms)".to_owned();
+    match text {
+        "memory" => Ok(Durability::Memory),
+        "fsync" => Ok(Durability::Fsync),
+        _ => {
+            let inside = text.strip_prefix("batched(").and_then(|t| t.strip_suffix(')')).ok_or_else(accepted)?;
+            let time = units::parse_duration(inside).map_err(|_| accepted())?;
+            if time > Duration::from_secs(60) { Err("batched(TIME) with at most 60s".to_owned()) } else { Ok(Durability::Batched(time)) }
+        }
+    }
+}
+
+fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec> {
+    let name = fields.require("name", "letters, digits and dashes", findings).and_then(|(text, line)| {
+        let valid = !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !valid {
+            findings.add(Severity::Error, line, &fields.key("name"), format!("found {text:?}; accepted are a-z, 0-9 and '-', at most 64"));
+        }
+        valid.then_some(text)
+    });
+    let matches = filters(&mut fields, "match", findings);
+    if matches.is_empty() && name.as_deref() != Some("default") {
+        findings.add(Severity::Error, fields.line(), &fields.key("match"), "is required: topic filters that put a message into this lane");
+    }
+    let durability = fields.parsed("durability", Durability::Batched(DEFAULT_BATCH), findings, parse_durability);
+    let quota_bytes = fields.size("quota", DEFAULT_QUOTA_BYTES, MIN_QUOTA_BYTES..=(1 << 50), findings);
+    let ttl = fields.duration("ttl", DEFAULT_TTL, findings);
+    let when_full = fields.parsed("onFull", WhenFull::DropOldest, findings, |t| match t {
+        "reject" => Ok(WhenFull::Reject),
+        "drop-oldest" => Ok(WhenFull::DropOldest),
+        "drop-newest" => Ok(WhenFull::DropNewest),
+        _ => Err("reject, drop-oldest or drop-newest".to_owned()),
+    });
+    let weight = fields.number("weight", 1, 1..=100, findings) as u32;
+    let key = fields.key("order");
+    if let Some((order, line)) = fields.text("order", findings) {
+        match order.as_str() {
+            "oldest" => {}
+            "newest" => findings.add(Severity::Warning, line, &key, "newest is not served yet: the lane is sent oldest first"),
+            _ => findings.add(Severity::Error, line, &key, format!("found {order:?}; accepted is oldest or newest")),
+        }
+    }
+    fields.not_served("floor", findings);
+    fields.finish(findings);
+    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight })
+}
+
+fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {
+    let mut routes = Vec::new();
+    for mut fields in spec.maps("routes", findings) {
+        let from = fields.require("from", "the pub/sub that messages come from", findings);
+        let topics = filters(&mut fields, "topics", findings);
+        let to: Vec<String> = fields.texts("to", findings).into_iter().map(|(t, _)| t).collect();
+        if topics.is_empty() {
+            findings.add(Severity::Error, fields.line(), &fields.key("topics"), "is required: at least one topic filter");
+        }
+        if to.is_empty() {
+            findings.add(Severity::Error, fields.line(), &fields.key("to"), "is required: at least one pub/sub");
+        }
+        let prefix = fields.text("prefix", findings).map(|(t, _)| t).unwrap_or_default();
+        let strip_prefix = fields.text("stripPrefix", findings).map(|(t, _)| t).unwrap_or_default();
+        fields.finish(findings);
+        if let Some((from, _)) = from {
+            routes.push(RouteSpec { from, topics, to, prefix, strip_prefix });
+        }
+    }
+    let mut lanes = Vec::new();
+    for fields in spec.maps("lanes", findings) {
+        lanes.extend(lane(fields, findings));
+    }
+    let mut drain = DrainSpec::default();
+    if let Some(mut fields) = spec.map("drain", findings) {
+        if let Some(mut rate) = fields.map("rate", findings) {
+            drain.messages_per_second = Some(rate.number("messages", 0, 1..=10_000_000, findings) as u32).filter(|n| *n > 0);
+            drain.bytes_per_second = Some(rate.size("bytes", 0, 1_024..=(1 << 40), findings)).filter(|n| *n > 0);
+            rate.finish(findings);
+        }
+        drain.jitter = fields.duration("jitter", Duration::ZERO, findings);
+        fields.not_served("liveShare", findings);
+        fields.not_served("slowStart", findings);
+        fields.finish(findings);
+    }
+    spec.finish(findings);
+    ForwardingSpec { name: name.to_owned(), routes, lanes, drain }
+}
+
+fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> EscapePolicySpec {
+    let mut upstreams = Vec::new();
+    for mut fields in spec.maps("upstreams", findings) {
+        let component = fields.require("component", "the name of a pub/sub component", findings);
+        let role = fields.parsed("role", UpstreamRole::Primary, findings, |t| match t {
+            "primary" => Ok(UpstreamRole::Primary),
+            "secondary" => Ok(UpstreamRole::Secondary),
+            _ => Err("primary or secondary".to_owned()),
+        });
+        let slow = fields.duration("slow", Duration::from_millis(1_500), findings);
+        let stall = fields.duration("stall", Duration::from_secs(20), findings);
+        let heal = fields.duration("heal", Duration::from_secs(15), findings);
+        fields.not_served("lanes", findings);
+        fields.not_served("failbackAfter", findings);
+        fields.finish(findings);
+        if let Some((component, line)) = component {
+            if role == UpstreamRole::Secondary {
+                findings.add(Severity::Warning, line, "spec.upstreams.role", "secondary is not served yet: the upstream gets what is routed to it");
+            }
+            upstreams.push(UpstreamSpec { component, role, slow, stall, heal });
+        }
+    }
+    spec.not_served("modes", findings);
+    spec.not_served("budgets", findings);
+    spec.finish(findings);
+    EscapePolicySpec { name: name.to_owned(), upstreams }
+}

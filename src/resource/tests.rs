@@ -1,0 +1,99 @@
+use super::*;
+use crate::outbox::{Durability, WhenFull};
+
+fn load_text(text: &str) -> Resources {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), text).unwrap();
+    let environment = |name: &str| (name == "SITE").then(|| "site7".to_owned());
+    let mut found = load(&[dir.path().to_owned()], "app", None, &environment).unwrap();
+    for p in &mut found.problems {
+        p.file = p.file.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    found
+}
+
+const EXAMPLE: &str = r#"
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: cloud}
+spec:
+  type: pubsub.mqtt3
+  version: v1
+  metadata: [{name: url, value: "mqtt://127.0.0.1:1884"}, {name: qos, value: 1}, {name: key, secretKeyRef: {name: s}}, {name: e, envRef: HOME}]
+scopes: [app]
+---
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {name: devices}
+spec: {protocol: mqtt, bind: "127.0.0.1:1883", limits: {clients: 10, packetBytes: 64KiB}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {name: up}
+spec:
+  routes:
+    - {from: local, topics: ["sensors/#"], to: [cloud], prefix: "${SITE}/"}
+  lanes:
+    - {name: critical, match: ["alarm/#"], durability: fsync, quota: 8MiB, onFull: reject, ttl: 30d}
+    - {name: telemetry, match: "sensors/#", durability: "batched(20ms)", weight: 4}
+  drain: {rate: {messages: 2000}}
+"#;
+
+#[test]
+fn the_example_is_read_into_types() {
+    let r = load_text(EXAMPLE);
+    assert_eq!(r.problems, []);
+    let c = &r.components[0];
+    assert_eq!((c.name.as_str(), c.type_name.as_str()), ("cloud", "pubsub.mqtt3"));
+    assert_eq!(c.properties[1].source, PropertySource::Literal("1".into()));
+    assert_eq!(c.properties[2].source, PropertySource::Secret { name: "s".into(), key: "s".into() });
+    assert_eq!(c.properties[3].source, PropertySource::Environment("HOME".into()));
+    assert_eq!((r.listeners[0].limits.clients, r.listeners[0].limits.packet_bytes, r.listeners[0].pubsub.as_str()), (10, 65_536, "local"));
+    let f = &r.forwardings[0];
+    assert_eq!(f.routes[0].map_topic("sensors/a"), "site7/sensors/a");
+    assert_eq!((f.lanes[0].durability, f.lanes[0].when_full, f.lanes[0].quota_bytes), (Durability::Fsync, WhenFull::Reject, 8 << 20));
+    assert_eq!((f.lanes[1].weight, f.lanes[1].matches.as_slice()), (4, ["sensors/#".to_owned()].as_slice()));
+    assert_eq!(f.drain.messages_per_second, Some(2_000));
+    assert!(r.needs_local());
+}
+
+#[test]
+fn all_problems_are_shown_at_once_with_file_line_and_key() {
+    let r = load_text(
+        "apiVersion: selvedge/v1alpha1\nkind: Listener\nmetadata: {name: a}\nspec:\n  protocol: amqp\n  bind: here\n  limit: {}\n---\napiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {name: b}\nspec:\n  routes:\n    - {from: local, topics: [\"a/#/b\"], to: [nowhere]}\n  lanes:\n    - name: x\n      match: [\"#\"]\n      quota: lots\n      ttl: ${NOT_SET}\n",
+    );
+    let text: Vec<String> = r.problems.iter().map(ToString::to_string).collect();
+    let all = text.join("\n");
+    for part in [
+        "a.yaml:5: spec.protocol found \"amqp\"; accepted is mqtt or coap",
+        "a.yaml:6: spec.bind found \"here\"; accepted is address:port",
+        "a.yaml:7: spec.limit is not a key here; accepted are bind, limits",
+        "a.yaml:14: spec.routes[0].topics \"a/#/b\" is no topic filter",
+        "a.yaml:18: spec.lanes[0].quota found \"lots\"; accepted is a size",
+        "a.yaml:19: spec.lanes[0].ttl environment variable NOT_SET is not set",
+        "Forwarding b route names the pub/sub \"nowhere\"",
+    ] {
+        assert!(all.contains(part), "{part}\nin\n{all}");
+    }
+}
+
+#[test]
+fn daprs_kinds_are_read_leniently() {
+    let r = load_text(
+        "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: 123, x: y}\nspec: {TYPE: state.in-memory, surprise: 1, ignoreErrors: \"true\", initTimeout: nonsense}\n---\nnot: [closed\n---\napiVersion: dapr.io/v2alpha1\nkind: Subscription\nmetadata: {name: s}\nspec:\n  pubsubname: p\n  topic: t\n  routes: {rules: [{match: \"event.type == 'a'\", path: /a}], default: /d}\n  bulkSubscribe: {enabled: true, maxMessagesCount: 5}\n---\napiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: other}\nspec: {type: state.sqlite}\nscopes: [another]\n",
+    );
+    assert_eq!((r.components.len(), r.components[0].name.as_str(), r.components[0].type_name.as_str()), (1, "123", "state.in-memory"));
+    assert!(r.components[0].ignore_errors && r.components[0].init_timeout == std::time::Duration::from_secs(5));
+    assert_eq!((r.subscriptions[0].default_path.as_str(), r.subscriptions[0].rules.len(), r.subscriptions[0].bulk.max_messages), ("/d", 1, 5));
+    assert!(r.problems.iter().all(|p| p.severity != Severity::Error) && r.problems[0].severity == Severity::Unreadable);
+}
+
+#[test]
+fn a_component_that_stands_twice_is_named_as_daprd_names_it() {
+    let one = "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: foo}\nspec: {type: state.in-memory, version: v1}\n";
+    let r = load_text(&format!("{one}---\n{one}"));
+    assert_eq!(
+        r.duplicate_components.as_deref(),
+        Some("duplicate definition of Component name foo (state.in-memory/v1) with existing foo (state.in-memory/v1)")
+    );
+}
