@@ -15,7 +15,10 @@ use selvedge_sqlite::SqliteTables;
 /// Everything that can be configured.
 fn registry() -> Registry {
     let mut registry = Registry::new();
+    selvedge_cron::register(&mut registry);
+    selvedge_http::register(&mut registry);
     selvedge_local::register(&mut registry);
+    selvedge_localstorage::register(&mut registry);
     selvedge_memory::register(&mut registry);
     selvedge_mqtt::register(&mut registry);
     selvedge_mqtt_listener::register(&mut registry);

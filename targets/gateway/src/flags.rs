@@ -244,7 +244,9 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_flag() {
-        for (line, part) in [("--nope", "--nope"), ("--app-port x", "whole number"), ("--app-id", "needs a value"), ("--enable-metrics=maybe", "true or false")] {
+        for (line, part) in
+            [("--nope", "--nope"), ("--app-port x", "whole number"), ("--app-id", "needs a value"), ("--enable-metrics=maybe", "true or false")]
+        {
             assert!(parse(line).unwrap_err().0.contains(part), "{line}");
         }
     }

@@ -88,9 +88,9 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     let namespace = environment("NAMESPACE").filter(|n| !n.is_empty());
     let mut folders = flags.list("resources-path");
     folders.extend(flags.list("components-path"));
-    let mut fatal = false;
-    let mut say = |error: &dyn std::fmt::Display| {
-        fatal = true;
+    let fatal = std::cell::Cell::new(false);
+    let say = |error: &dyn std::fmt::Display| {
+        fatal.set(true);
         tracing::error!("Fatal error from runtime: {error}");
     };
     let mut resources = load(&folders, app_id, namespace.as_deref(), &environment).unwrap_or_else(|error| {
@@ -104,7 +104,7 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     for problem in std::mem::take(&mut resources.problems) {
         match problem.severity {
             Severity::Error => {
-                fatal = true;
+                fatal.set(true);
                 tracing::error!("{problem}");
             }
             Severity::Warning | Severity::Unreadable => tracing::warn!("{problem}"),
@@ -120,11 +120,10 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     for flag in flags.not_served() {
         tracing::warn!("--{flag} is not served yet and has no effect");
     }
-    if fatal {
+    if fatal.get() {
         return None;
     }
-    let config =
-        NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
+    let config = NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
     Some(Plan { config, grace: flags.grace(), command: flags.command.clone() })
 }
 
@@ -248,12 +247,7 @@ async fn told_to_stop() -> &'static str {
 
 fn start_command(command: &[String]) -> Result<Option<tokio::process::Child>, String> {
     let Some((program, arguments)) = command.split_first() else { return Ok(None) };
-    tokio::process::Command::new(program)
-        .args(arguments)
-        .kill_on_drop(true)
-        .spawn()
-        .map(Some)
-        .map_err(|e| format!("cannot start {program:?}: {e}"))
+    tokio::process::Command::new(program).args(arguments).kill_on_drop(true).spawn().map(Some).map_err(|e| format!("cannot start {program:?}: {e}"))
 }
 
 async fn ended(child: &mut Option<tokio::process::Child>) -> &'static str {
