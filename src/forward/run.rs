@@ -302,8 +302,10 @@ impl Forwarder {
             match self.consumer.next_run(most, BYTES_IN_FLIGHT / 2, &mut self.run) {
                 Ok(0) => {
                     self.caught_up = true;
-                    self.refresh();
-                    let event = if self.window.waiting() == 0 { LinkEvent::Empty } else { LinkEvent::CaughtUp };
+                    // What is accepted and not written yet is not read yet: it still is backlog.
+                    let left_out = u64::from(self.suspect.is_some_and(|s| s.left_out));
+                    let empty = self.window.waiting() == 0 && self.refresh() <= left_out;
+                    let event = if empty { LinkEvent::Empty } else { LinkEvent::CaughtUp };
                     self.step(event, "");
                     return;
                 }

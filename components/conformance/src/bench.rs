@@ -53,7 +53,7 @@ impl Bench {
             data_dir: self.dir.path().to_owned(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
-            hub: self.hub.clone(),
+            hub: Some(self.hub.clone()),
         }
     }
 }

@@ -72,5 +72,6 @@ pub async fn pubsub(context: ComponentContext) -> Result<Arc<dyn PubSub>, InitEr
         .ok_or_else(|| PropertyError::invalid("concurrency", concurrency.to_string(), "a number from 1 to 256"))?;
     let retry_max = properties.duration("retryMaxInterval", default.retry_max)?.max(default.retry_first);
     let options = LocalOptions { concurrency, retry_max, forget_after: properties.duration("forgetAfter", default.forget_after)?, ..default };
-    Ok(local(&context.name, &context.app_id, context.hub, context.clock, &context.metrics, options))
+    let hub = context.hub.ok_or_else(|| InitError::Failed("the node has no store for local messages".to_owned()))?;
+    Ok(local(&context.name, &context.app_id, hub, context.clock, &context.metrics, options))
 }

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod binding;
 mod connection;
 mod inbound;
 mod pubsub;
@@ -17,6 +18,7 @@ mod uplink;
 #[allow(missing_docs)] // Fields and codes carry the names of the specification's own tables.
 pub mod wire;
 
+pub use binding::{MqttBinding, binding};
 pub use pubsub::{MqttPubSub, pubsub_v3, pubsub_v5};
 pub use settings::{Settings, Timing, Version};
 pub use uplink::MqttUplink;
@@ -26,4 +28,5 @@ use selvedge::component::Registry;
 /// Registers all factories of this crate.
 pub fn register(registry: &mut Registry) {
     registry.add_pubsub(&["pubsub.mqtt3", "pubsub.mqtt"], "v1", pubsub_v3).add_pubsub(&["pubsub.mqtt5"], "v1", pubsub_v5);
+    registry.add_binding(&["bindings.mqtt3", "bindings.mqtt"], "v1", binding);
 }
