@@ -1,6 +1,7 @@
 //! The pub/sub contract on the exchange.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,11 +14,17 @@ use selvedge::message::{Attributes, Inbound};
 use selvedge::outbox::OutboxError;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
+use tokio::time::Instant;
 
 use crate::LocalOptions;
 use crate::subscription::Subscriptions;
 
 const FEATURES: [PubSubFeature; 3] = [PubSubFeature::MessageTtl, PubSubFeature::SubscribeWildcards, PubSubFeature::BulkPublish];
+
+/// How long a publish waits for a disk that is behind.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest pause between two tries meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The pub/sub of the box: topics by MQTT's rules, wildcards `+` and `#`.
 ///
@@ -54,7 +61,13 @@ impl LocalPubSub {
         let Wishes { ttl_seconds, retain } = Wishes::read(&request.metadata, None)?;
         let attributes = Attributes { content_type: request.content_type.as_deref(), ..Attributes::default() };
         let message = Inbound { attributes, retain, ttl_seconds, ..Inbound::new(&request.topic, &request.data) };
-        let stored = self.hub.accept_one(&self.name, &message).await.map_err(refusal)?;
+        let start = Instant::now();
+        let stored = loop {
+            match self.hub.accept_one(&self.name, &message).await {
+                Err(AcceptError::Outbox(OutboxError::Busy { lane })) if start.elapsed() < BUSY_TIMEOUT => self.room(&lane).await,
+                outcome => break outcome.map_err(refusal)?,
+            }
+        };
         Ok(Published { record_id: stored.map(|id| self.hub.outbox().record_id_text(id)), queued: stored.is_some() })
     }
 
@@ -77,7 +90,7 @@ impl LocalPubSub {
             }
         }
         let messages: Vec<Inbound<'_>> = batch.iter().map(|(_, message)| *message).collect();
-        let mut at = 0;
+        let (mut at, start) = (0, Instant::now());
         while at < messages.len() {
             let accepted = self.hub.accept(&self.name, &messages[at..]);
             let taken = &batch[at..at + accepted.taken];
@@ -87,6 +100,7 @@ impl LocalPubSub {
             }
             at += accepted.taken;
             match accepted.refused {
+                Some(AcceptError::Outbox(OutboxError::Busy { lane })) if start.elapsed() < BUSY_TIMEOUT => self.room(&lane).await,
                 // The one that was refused fails; those behind it have their own try.
                 Some(error) => {
                     failed(batch[at].0, refusal(error));
@@ -96,6 +110,14 @@ impl LocalPubSub {
             }
         }
         failures
+    }
+
+    /// Waits until a lane that has too much to write may take more.
+    async fn room(&self, lane: &str) {
+        if let Some(lane) = self.hub.outbox().lane(lane) {
+            // Asked again after a while in any case: the lane may have written just before the wait began.
+            let _ = tokio::time::timeout(LOOK_AGAIN, self.hub.outbox().writable(lane)).await;
+        }
     }
 
     fn check_open(&self) -> Result<(), PubSubError> {

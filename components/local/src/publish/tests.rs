@@ -1,6 +1,5 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use selvedge::component::{Delivery, HandlerError};
 use selvedge_conformance::{Bench, PubSubTraits};
@@ -213,6 +212,18 @@ async fn request_metadata_asks_for_retention_and_a_lifetime() {
         assert!(matches!(pubsub.publish(message(bad, "x")).await, Err(PubSubError::Invalid(_))), "{bad:?}");
     }
     assert!(matches!(pubsub.subscribe(to("a/#/b"), inbox).await, Err(PubSubError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn a_burst_that_the_disk_cannot_follow_waits_instead_of_failing() {
+    let bench = Bench::new().await;
+    let pubsub = open(&bench);
+    let inbox = Inbox::new();
+    let _handle = pubsub.subscribe(to("burst"), inbox.clone()).await.unwrap();
+    let entries = (0..48).map(|n| BulkEntry { entry_id: n.to_string(), data: vec![0; 400 << 10].into(), ..BulkEntry::default() }).collect();
+    let failures = pubsub.bulk_publish("burst".into(), entries, Metadata::new()).await;
+    assert!(failures.is_empty(), "{failures:?}");
+    inbox.calls(48).await;
 }
 
 #[tokio::test]
