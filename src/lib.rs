@@ -7,8 +7,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod component;
+pub mod escape;
+pub mod forward;
 pub mod hub;
 pub mod message;
+pub mod node;
 pub mod outbox;
 pub mod resource;
 pub mod telemetry;

@@ -123,6 +123,8 @@ pub struct PeerLimits {
     pub maximum_packet_bytes: Option<u32>,
     /// Largest interval after which silence means a dead link.
     pub silence: Duration,
+    /// Whether [`UplinkPublish::marks`] reach the peer; where they do not, the forwarder saves the work of making them.
+    pub carries_marks: bool,
 }
 
 /// One connection to an upstream, as the forwarder uses it. After a failure the forwarder calls `connect` again; everything

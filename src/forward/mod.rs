@@ -1,0 +1,22 @@
+//! The way out: one forwarder per upstream reads what is stored for it and hands it to the upstream's connection.
+//!
+//! ```text
+//! hub.consumer(destination) --runs--> topic, marks --> uplink.enqueue --> uplink.drive --> acknowledgements --> one cursor move
+//! ```
+//! The forwarder owns order, window, pace and the state of the link ([`crate::escape`]); the [`crate::component::Uplink`] owns the
+//! connection and its protocol. Per message there is no future, no channel and no allocation.
+//!
+//! Promises: records of one lane leave in order, so each topic is in order on one connection; after a loss, sending starts again at
+//! the lowest record that is not acknowledged, so a record is repeated only when its acknowledgement was lost with the link.
+
+mod mapping;
+mod marks;
+mod metrics;
+mod pace;
+mod run;
+mod status;
+mod window;
+
+pub use metrics::ForwardMetrics;
+pub use run::{Forwarder, ForwarderConfig};
+pub use status::{ForwarderSnapshot, ForwarderStatus};

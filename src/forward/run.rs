@@ -1,0 +1,575 @@
+//! The loop of a forwarder.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::watch;
+
+use super::mapping::Mapping;
+use super::marks::Marks;
+use super::metrics::{ForwardMetrics, UpstreamMetrics};
+use super::pace::Pace;
+use super::status::{ForwarderStatus, LinkView};
+use super::window::{InFlight, Window};
+use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
+use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
+use crate::hub::{Consumer, Hub, LaneRun};
+use crate::outbox::{DestinationId, LaneId};
+use crate::resource::{DrainSpec, RouteSpec};
+use crate::time::{Clock, Monotonic};
+
+/// Bytes of topic and payload that may be on their way at a time; one larger record goes alone.
+const BYTES_IN_FLIGHT: usize = 1 << 20;
+/// Answered slots behind an unanswered one, per slot of the window, before sending waits for the straggler.
+const SPAN: usize = 8;
+/// How long a stop waits for answers.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the number of queued records is refreshed while the link is down.
+const REFRESH: Duration = Duration::from_millis(250);
+/// Pause after a lane that could not be read.
+const READ_RETRY: Duration = Duration::from_secs(1);
+/// A delay below this is the way of a live record, not worth a mark.
+const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
+/// Topics whose refusal has been logged; past it refusals are counted only.
+const REFUSED_TOPICS: usize = 256;
+/// A record on which alone the link broke this many times in a row is suspected of breaking it.
+const SUSPECT_AFTER: u32 = 5;
+
+/// Settings of a forwarder.
+#[derive(Debug, Clone)]
+pub struct ForwarderConfig {
+    /// The upstream's component name.
+    pub name: String,
+    /// Routes that lead to it.
+    pub routes: Vec<RouteSpec>,
+    /// Its destination, bound in the hub already.
+    pub destination: DestinationId,
+    /// Limits while a backlog is drained.
+    pub drain: DrainSpec,
+    /// A publish that is unanswered for longer breaks the link.
+    pub stall: Duration,
+    /// Most publishes on their way; the peer's own maximum lowers it. At least 1.
+    pub window: u16,
+    /// Back-off and stability.
+    pub link: LinkConfig,
+    /// Seed of the jitter; `None` draws one.
+    pub seed: Option<u64>,
+}
+
+impl ForwarderConfig {
+    /// No routes, no drain limits, 20 s stall, window 256: past that the measured cost per message no longer falls, and a loss
+    /// repeats at most that many.
+    #[must_use]
+    pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
+        Self {
+            name: name.into(),
+            routes: Vec::new(),
+            destination,
+            drain: DrainSpec::default(),
+            stall: Duration::from_secs(20),
+            window: 256,
+            link: LinkConfig::default(),
+            seed: None,
+        }
+    }
+}
+
+/// A record that may be what breaks the link.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    lane: LaneId,
+    sequence: u64,
+    breaks: u32,
+    /// It was left out on this connection, to see whether the next record goes through.
+    left_out: bool,
+}
+
+/// Carries one upstream's records to it.
+pub struct Forwarder {
+    name: String,
+    drain: DrainSpec,
+    stall: Duration,
+    window_limit: u16,
+    hub: Hub,
+    uplink: Box<dyn Uplink>,
+    clock: Arc<dyn Clock>,
+    random: SplitMix,
+
+    link: LinkMachine,
+    connecting: bool,
+    limits: PeerLimits,
+    consumer: Consumer,
+    run: LaneRun,
+    mapping: Mapping,
+    marks: Marks,
+    window: Window,
+    pace: Pace,
+    acks: Vec<UplinkAck>,
+    done: SmallVec<[(LaneId, Vec<u64>); 4]>,
+    /// Highest sequence sent per lane: what is at or below it may have arrived.
+    sent_upto: SmallVec<[(LaneId, u64); 4]>,
+    /// The peer said "not now": nothing is sent until all answers are in.
+    busy: Option<String>,
+    /// Nothing is sent before this time: jitter of a drain, pace, a lane that could not be read.
+    hold: Option<Monotonic>,
+    /// The last read found nothing.
+    caught_up: bool,
+    suspect: Option<Suspect>,
+    refused_topics: HashSet<String>,
+
+    metrics: UpstreamMetrics,
+    status: ForwarderStatus,
+    view: watch::Sender<LinkView>,
+}
+
+impl std::fmt::Debug for Forwarder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Forwarder").field("name", &self.name).field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Forwarder {
+    /// A forwarder that has not begun.
+    #[must_use]
+    pub fn new(config: ForwarderConfig, hub: Hub, uplink: Box<dyn Uplink>, clock: Arc<dyn Clock>, metrics: &ForwardMetrics) -> Self {
+        let now = clock.monotonic();
+        let (status, view) = ForwarderStatus::new(&config.name, clock.now());
+        let metrics = metrics.of(&config.name);
+        Self {
+            mapping: Mapping::new(&config.name, config.routes),
+            drain: config.drain,
+            stall: config.stall,
+            window_limit: config.window.max(1),
+            consumer: hub.consumer(config.destination),
+            hub,
+            uplink,
+            random: config.seed.map_or_else(SplitMix::from_system, SplitMix::new),
+            link: LinkMachine::new(config.link, now),
+            connecting: false,
+            limits: PeerLimits { receive_maximum: u16::MAX, maximum_packet_bytes: None, silence: Duration::ZERO, carries_marks: false },
+            run: LaneRun::default(),
+            marks: Marks::default(),
+            window: Window::default(),
+            pace: Pace::new(&config.drain, now),
+            acks: Vec::new(),
+            done: SmallVec::new(),
+            sent_upto: SmallVec::new(),
+            busy: None,
+            hold: None,
+            caught_up: false,
+            suspect: None,
+            refused_topics: HashSet::new(),
+            metrics,
+            status,
+            view,
+            name: config.name,
+            clock,
+        }
+    }
+
+    /// The handle to its status.
+    #[must_use]
+    pub fn status(&self) -> ForwarderStatus {
+        self.status.clone()
+    }
+
+    /// Forwards until `stop` resolves; then nothing more is sent, answers on their way have two seconds to arrive, and the connection is
+    /// closed. Dropping the future ends it at once: records that were on their way are sent again by the next forwarder.
+    pub async fn run(mut self, mut stop: Fut<'static, ()>) {
+        self.step(LinkEvent::Start, "");
+        loop {
+            let going_on = match self.link.state() {
+                LinkState::Down if self.connecting => self.connect(&mut stop).await,
+                LinkState::Down => self.wait(&mut stop).await,
+                _ => self.cycle(&mut stop).await,
+            };
+            if !going_on {
+                break;
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Opens the connection. Returns whether to go on.
+    async fn connect(&mut self, stop: &mut Fut<'static, ()>) -> bool {
+        let opened = {
+            let mut connect = self.uplink.connect();
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut *stop => return false,
+                    opened = &mut connect => break opened,
+                    () = tokio::time::sleep(REFRESH) => self.status.counts.queued.store(self.consumer.queued(), Ordering::Relaxed),
+                }
+            }
+        };
+        self.connecting = false;
+        match opened {
+            Ok(limits) => {
+                self.limits = limits;
+                self.status.counts.connects.fetch_add(1, Ordering::Relaxed);
+                self.consumer.rewind();
+                self.window.clear();
+                (self.busy, self.hold, self.caught_up) = (None, None, false);
+                let backlog = self.refresh() > 0;
+                self.step(LinkEvent::Connected { backlog }, "");
+            }
+            Err(failure) => self.step(LinkEvent::Lost(failure.cause), &failure.detail),
+        }
+        true
+    }
+
+    /// Waits for the next attempt.
+    async fn wait(&mut self, stop: &mut Fut<'static, ()>) -> bool {
+        self.refresh();
+        let until = self.link.deadline().map_or(REFRESH, |due| due.since(self.clock.monotonic())).min(REFRESH);
+        tokio::select! {
+            biased;
+            () = stop => return false,
+            () = tokio::time::sleep(until) => {}
+        }
+        self.step(LinkEvent::Tick, "");
+        true
+    }
+
+    /// Sends what may be sent, and takes what comes back.
+    async fn cycle(&mut self, stop: &mut Fut<'static, ()>) -> bool {
+        let now = self.clock.monotonic();
+        self.fill(now);
+        let wake = [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.link.deadline()].into_iter().flatten().min();
+        let readable = (self.caught_up && self.may_send() > 0).then(|| self.consumer.readable());
+        let driven = tokio::select! {
+            biased;
+            () = stop => return false,
+            driven = self.uplink.drive(&mut self.acks, false) => driven,
+            () = maybe(readable) => Ok(()),
+            () = maybe(wake.map(|at| tokio::time::sleep(at.since(now)))) => Ok(()),
+        };
+        let now = self.clock.monotonic();
+        self.settle(now);
+        if let Err(failure) = driven {
+            self.lost(failure).await;
+        } else if self.window.oldest().is_some_and(|at| now.since(at) >= self.stall) {
+            let detail = format!("{} publishes are unanswered, the oldest for {} s", self.window.waiting(), self.stall.as_secs());
+            self.lost(LinkFailure::new(LinkCause::Silent, detail)).await;
+        } else if self.link.deadline().is_some_and(|at| at <= now) {
+            self.step(LinkEvent::Tick, "");
+        }
+        true
+    }
+
+    /// How many publishes may be under way in this state.
+    fn may_send(&self) -> usize {
+        if self.busy.is_some() || self.link.deadline().is_some() {
+            return 0;
+        }
+        match self.link.state() {
+            LinkState::Down => 0,
+            LinkState::Probing => 1,
+            _ => usize::from(self.window_limit.min(self.limits.receive_maximum).max(1)),
+        }
+    }
+
+    /// Reads and enqueues as far as window, pace and holds allow.
+    fn fill(&mut self, now: Monotonic) {
+        // Only a read that found nothing says so: to wait for new records without reading them would be to spin.
+        self.caught_up = false;
+        if self.hold.is_some_and(|until| until > now) {
+            return;
+        }
+        self.hold = None;
+        let allowed = self.may_send();
+        // A full window is refilled by the quarter: one write for many records, while three quarters keep the peer busy.
+        if allowed <= self.window.waiting() || allowed - self.window.waiting() < allowed / 4 {
+            return;
+        }
+        let paced = self.link.state() == LinkState::Draining && self.drain != DrainSpec { jitter: self.drain.jitter, ..DrainSpec::default() };
+        loop {
+            // Busy may have been set by a record that the uplink could not take.
+            let allowed = self.may_send().min(allowed);
+            let room = allowed.saturating_sub(self.window.waiting());
+            if room == 0 || self.window.bytes() >= BYTES_IN_FLIGHT || self.window.span() >= allowed.max(32) * SPAN {
+                return;
+            }
+            if paced && let Some(until) = self.pace.wait_until(now) {
+                self.hold = Some(until);
+                return;
+            }
+            let most = if paced || self.window.bytes() > BYTES_IN_FLIGHT / 2 { 1 } else { room };
+            match self.consumer.next_run(most, BYTES_IN_FLIGHT / 2, &mut self.run) {
+                Ok(0) => {
+                    self.caught_up = true;
+                    // What is accepted and not written yet is not read yet: it still is backlog.
+                    let left_out = u64::from(self.suspect.is_some_and(|s| s.left_out));
+                    let empty = self.window.waiting() == 0 && self.refresh() <= left_out;
+                    let event = if empty { LinkEvent::Empty } else { LinkEvent::CaughtUp };
+                    self.step(event, "");
+                    return;
+                }
+                Ok(_) => self.enqueue_run(now),
+                Err(error) => {
+                    tracing::warn!(upstream = %self.name, %error, "a lane cannot be read");
+                    self.hold = Some(now.plus(READ_RETRY));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands the run that was read to the uplink.
+    fn enqueue_run(&mut self, now: Monotonic) {
+        let Some(lane) = self.run.lane() else { return };
+        let wall = self.clock.now();
+        let upto = match self.sent_upto.iter_mut().position(|(l, _)| *l == lane) {
+            Some(at) => at,
+            None => {
+                self.sent_upto.push((lane, 0));
+                self.sent_upto.len() - 1
+            }
+        };
+        let live = self.link.state() == LinkState::Up;
+        let (mut sent, mut bytes) = (0u64, 0u64);
+        for record in self.run.run.iter() {
+            let sequence = record.id.sequence;
+            if let Some(suspect) = &mut self.suspect
+                && suspect.breaks >= SUSPECT_AFTER
+                && (suspect.lane, suspect.sequence) == (lane, sequence)
+            {
+                suspect.left_out = true;
+                continue;
+            }
+            let topic = self.mapping.map(record.source(), record.topic());
+            let waited = wall.since(record.accepted_at());
+            let repeated = sequence <= self.sent_upto[upto].1;
+            let marks;
+            let marks = if self.limits.carries_marks {
+                let delayed = !live || repeated || waited >= DELAY_WORTH_A_MARK;
+                marks = self.marks.of(self.hub.outbox(), &record, wall, delayed);
+                &marks.0[..marks.1]
+            } else {
+                &[][..]
+            };
+            let size = topic.len() + record.payload().len();
+            let (token, uplink) = (self.window.next_token(), &mut self.uplink);
+            let outcome = record.with_attributes(|attributes| {
+                uplink.enqueue(&UplinkPublish {
+                    token,
+                    topic,
+                    payload: record.payload(),
+                    attributes,
+                    marks,
+                    retain: record.retain(),
+                    // The reader leaves out what has expired; what expires in this second still goes.
+                    expires_seconds: record.remaining_seconds(wall).map(|left| left.max(1)),
+                    repeated,
+                })
+            });
+            match outcome {
+                Ok(()) => {
+                    self.window.push(InFlight { lane, sequence, sent_at: now, bytes: size });
+                    let upto = &mut self.sent_upto[upto].1;
+                    *upto = sequence.max(*upto);
+                    self.pace.spend(size);
+                    sent += 1;
+                    bytes += size as u64;
+                }
+                Err(UplinkOutcome::Refused(reason)) => {
+                    refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, (lane, sequence), topic, &reason);
+                }
+                Err(UplinkOutcome::TryLater(reason)) => {
+                    self.busy = Some(reason);
+                    break;
+                }
+                Err(UplinkOutcome::Accepted) => self.consumer.acknowledge(lane, &[sequence]),
+            }
+        }
+        self.metrics.sent.inc_by(sent);
+        self.metrics.bytes.inc_by(bytes);
+        self.status.counts.sent.fetch_add(sent, Ordering::Relaxed);
+        self.metrics.in_flight(self.window.waiting());
+    }
+
+    /// Takes the answers that have come.
+    fn settle(&mut self, now: Monotonic) {
+        let mut accepted = 0u64;
+        for ack in self.acks.drain(..) {
+            let Some(publish) = self.window.answer(ack.token) else { continue };
+            match ack.outcome {
+                UplinkOutcome::Accepted => {
+                    accepted += 1;
+                    self.metrics.latency(now.since(publish.sent_at));
+                    match self.done.iter_mut().find(|(lane, _)| *lane == publish.lane) {
+                        Some((_, sequences)) => sequences.push(publish.sequence),
+                        None => self.done.push((publish.lane, vec![publish.sequence])),
+                    }
+                }
+                UplinkOutcome::Refused(reason) => {
+                    let record = (publish.lane, publish.sequence);
+                    refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, record, "", &reason);
+                }
+                UplinkOutcome::TryLater(reason) => self.busy = Some(reason),
+            }
+        }
+        if accepted > 0 {
+            for (lane, sequences) in &mut self.done {
+                if !sequences.is_empty() {
+                    self.consumer.acknowledge(*lane, sequences);
+                    sequences.clear();
+                }
+            }
+            self.metrics.acknowledged.inc_by(accepted);
+            self.status.counts.acknowledged.fetch_add(accepted, Ordering::Relaxed);
+            self.metrics.in_flight(self.window.waiting());
+            if let Some(Suspect { lane, sequence, left_out: true, .. }) = self.suspect {
+                let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
+                refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, (lane, sequence), "", &reason);
+            }
+            self.suspect = None;
+            self.step(LinkEvent::Acknowledged, "");
+        }
+        if self.window.waiting() == 0
+            && let Some(reason) = self.busy.take()
+        {
+            // All answers are in: what was not taken is read again, in order.
+            self.consumer.rewind();
+            self.caught_up = false;
+            self.step(LinkEvent::Busy, &reason);
+        }
+    }
+
+    async fn lost(&mut self, failure: LinkFailure) {
+        self.note_suspect(&failure);
+        self.uplink.disconnect().await;
+        self.step(LinkEvent::Lost(failure.cause), &failure.detail);
+        self.window.clear();
+        self.metrics.in_flight(0);
+        self.consumer.rewind();
+        self.refresh();
+    }
+
+    /// A record that was alone on the link when the peer closed it may be the reason. It is not judged before the record after it went
+    /// through where it did not: a peer that closes on everything condemns nobody.
+    fn note_suspect(&mut self, failure: &LinkFailure) {
+        let alone = self.window.only().filter(|_| self.link.state() == LinkState::Probing);
+        self.suspect = match (self.suspect, alone, failure.cause) {
+            (Some(suspect), Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
+                let same = (suspect.lane, suspect.sequence) == (publish.lane, publish.sequence);
+                let breaks = if same { suspect.breaks + 1 } else { 1 };
+                Some(Suspect { lane: publish.lane, sequence: publish.sequence, breaks, left_out: false })
+            }
+            (None, Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
+                Some(Suspect { lane: publish.lane, sequence: publish.sequence, breaks: 1, left_out: false })
+            }
+            (suspect, None, _) => suspect.map(|s| Suspect { left_out: false, ..s }),
+            (_, Some(_), _) => None,
+        };
+    }
+
+    async fn finish(&mut self) {
+        let deadline = self.clock.monotonic().plus(GRACE);
+        while self.link.state() != LinkState::Down && self.window.waiting() > 0 {
+            let left = deadline.since(self.clock.monotonic());
+            let driven = tokio::time::timeout(left, self.uplink.drive(&mut self.acks, false)).await;
+            self.busy = None;
+            self.settle(self.clock.monotonic());
+            if !matches!(driven, Ok(Ok(()))) {
+                break;
+            }
+        }
+        self.uplink.disconnect().await;
+        self.step(LinkEvent::Stop, "stopped");
+        self.metrics.in_flight(0);
+        self.refresh();
+    }
+
+    fn refresh(&self) -> u64 {
+        let queued = self.consumer.queued();
+        self.status.counts.queued.store(queued, Ordering::Relaxed);
+        queued
+    }
+
+    /// Feeds the state machine and does what it asks for.
+    fn step(&mut self, event: LinkEvent, detail: &str) {
+        let now = self.clock.monotonic();
+        let random = self.random.draw();
+        for action in self.link.step(now, event, random) {
+            match action {
+                LinkAction::Connect => self.connecting = true,
+                // The cycle sends what the state allows; the connection is closed where the loss is seen.
+                LinkAction::Probe | LinkAction::Disconnect => {}
+                LinkAction::Drain => {
+                    self.pace = Pace::new(&self.drain, now);
+                    if self.link.state() == LinkState::Draining && !self.drain.jitter.is_zero() {
+                        let fraction = f64::from((self.random.draw() >> 32) as u32) / f64::from(u32::MAX);
+                        self.hold = Some(now.plus(self.drain.jitter.mul_f64(fraction)));
+                    }
+                }
+                LinkAction::Changed { from, to, cause } => self.changed(from, to, cause, detail),
+            }
+        }
+    }
+
+    fn changed(&mut self, from: LinkState, to: LinkState, cause: Option<LinkCause>, detail: &str) {
+        self.metrics.changed(to, cause);
+        let queued = self.consumer.queued();
+        let (name, state, was) = (&self.name, to.as_str(), from.as_str());
+        match cause {
+            Some(cause) if cause != LinkCause::Operator && !detail.is_empty() => {
+                tracing::warn!(upstream = %name, link.state = state, link.before = was, link.cause = cause.as_str(), error = detail, queued, "link changed");
+            }
+            _ => tracing::info!(upstream = %name, link.state = state, link.before = was, queued, "link changed"),
+        }
+        let since = self.clock.now();
+        self.view.send_modify(|view| {
+            if view.state != to {
+                view.since = since;
+            }
+            view.state = to;
+            view.cause = cause;
+            if cause.is_none() {
+                view.detail.clear();
+            } else if !detail.is_empty() {
+                detail.clone_into(&mut view.detail);
+            }
+        });
+    }
+}
+
+/// Counts a record that the peer will not take; logs the first of each topic (or reason, where the topic is not known any more).
+#[allow(clippy::too_many_arguments)]
+fn refuse(
+    consumer: &Consumer,
+    metrics: &UpstreamMetrics,
+    status: &ForwarderStatus,
+    logged: &mut HashSet<String>,
+    upstream: &str,
+    (lane, sequence): (LaneId, u64),
+    topic: &str,
+    reason: &str,
+) {
+    consumer.reject(lane, sequence, reason);
+    metrics.refused.inc();
+    status.counts.refused.fetch_add(1, Ordering::Relaxed);
+    let key = if topic.is_empty() { reason } else { topic };
+    if logged.len() < REFUSED_TOPICS && !logged.contains(key) {
+        logged.insert(key.to_owned());
+        tracing::error!(
+            upstream,
+            mqtt.topic = topic,
+            outbox.seq = sequence,
+            error = reason,
+            "record refused for good; further ones like it are counted only"
+        );
+    }
+}
+
+/// The future if there is one, else one that never resolves.
+async fn maybe(future: Option<impl Future<Output = ()>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

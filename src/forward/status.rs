@@ -1,0 +1,103 @@
+//! What a forwarder tells about itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+
+use crate::component::LinkCause;
+use crate::escape::LinkState;
+use crate::time::Timestamp;
+
+/// A forwarder as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwarderSnapshot {
+    /// The upstream's component name.
+    pub upstream: String,
+    /// State of its link.
+    pub state: LinkState,
+    /// Wall-clock time at which the state was entered.
+    pub since: Timestamp,
+    /// Why the link is not up.
+    pub cause: Option<LinkCause>,
+    /// The cause in words: the peer's name and what it said; empty when there is none.
+    pub detail: String,
+    /// Records handed to the connection since start, repeats included.
+    pub sent: u64,
+    /// Records that the peer took since start.
+    pub acknowledged: u64,
+    /// Records that the peer refused for good since start.
+    pub refused: u64,
+    /// Records that wait for the peer, those in flight included; at most a quarter of a second old.
+    pub queued: u64,
+    /// Connections opened since start.
+    pub connects: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct LinkView {
+    pub(super) state: LinkState,
+    pub(super) since: Timestamp,
+    pub(super) cause: Option<LinkCause>,
+    pub(super) detail: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) sent: AtomicU64,
+    pub(super) acknowledged: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) queued: AtomicU64,
+    pub(super) connects: AtomicU64,
+}
+
+/// A cheap handle to a forwarder's status; outlives the forwarder.
+#[derive(Debug, Clone)]
+pub struct ForwarderStatus {
+    upstream: Arc<str>,
+    pub(super) counts: Arc<Counts>,
+    link: watch::Receiver<LinkView>,
+}
+
+impl ForwarderStatus {
+    pub(super) fn new(upstream: &str, now: Timestamp) -> (Self, watch::Sender<LinkView>) {
+        let (sender, link) = watch::channel(LinkView { state: LinkState::Down, since: now, cause: None, detail: String::new() });
+        (Self { upstream: upstream.into(), counts: Arc::default(), link }, sender)
+    }
+
+    /// The status now.
+    #[must_use]
+    pub fn snapshot(&self) -> ForwarderSnapshot {
+        let link = self.link.borrow().clone();
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        ForwarderSnapshot {
+            upstream: self.upstream.to_string(),
+            state: link.state,
+            since: link.since,
+            cause: link.cause,
+            detail: link.detail,
+            sent: read(&self.counts.sent),
+            acknowledged: read(&self.counts.acknowledged),
+            refused: read(&self.counts.refused),
+            queued: read(&self.counts.queued),
+            connects: read(&self.counts.connects),
+        }
+    }
+
+    /// State of the link alone.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.link.borrow().state
+    }
+
+    /// Whether a message that is accepted now has to wait: the link does not send as messages come.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.state() != LinkState::Up
+    }
+
+    /// Resolves when the link's state or cause has changed since the last call on this handle. `false` when the forwarder has ended.
+    pub async fn changed(&mut self) -> bool {
+        self.link.changed().await.is_ok()
+    }
+}
