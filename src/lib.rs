@@ -6,6 +6,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "api")]
+pub mod api;
+#[cfg(feature = "api")]
+pub mod block;
 pub mod component;
 pub mod escape;
 pub mod forward;

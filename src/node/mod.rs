@@ -284,6 +284,12 @@ impl Node {
         &self.components
     }
 
+    /// Time.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.host.clock.clone()
+    }
+
     /// What the node is.
     #[must_use]
     pub fn config(&self) -> &NodeConfig {

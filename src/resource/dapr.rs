@@ -147,6 +147,11 @@ pub(super) fn configuration(document: &Node, into: &mut ConfigurationSpec) {
     if let Some(enabled) = field(&["logging", "apiLogging", "enabled"]) {
         into.api_logging = Some(flag(Some(enabled)));
     }
+    for section in ["metric", "metrics"] {
+        if let Some(on) = field(&[section, "recordErrorCodes"]) {
+            into.record_error_codes = flag(Some(on));
+        }
+    }
     if let Some(features) = field(&["features"]) {
         into.features = features.items().iter().filter(|f| flag(f.get("enabled"))).map(|f| text(f.get("name"))).collect();
     }

@@ -312,6 +312,8 @@ pub struct ConfigurationSpec {
     pub secret_scopes: Vec<SecretScope>,
     /// `spec.logging.apiLogging.enabled`.
     pub api_logging: Option<bool>,
+    /// `spec.metric(s).recordErrorCodes`.
+    pub record_error_codes: bool,
     /// `spec.features` that are on.
     pub features: Vec<String>,
 }

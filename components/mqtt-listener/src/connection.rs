@@ -179,9 +179,7 @@ async fn accept<S: Stream>(
         Some((reason::BAD_AUTH_METHOD, "auth-method"))
     } else if user.is_err() {
         Some((reason::BAD_CREDENTIALS, "credentials"))
-    } else if connect.client_id.is_empty() && !connect.clean && version == Version::V3 {
-        Some((reason::CLIENT_ID, "client-id"))
-    } else if connect.client_id.len() > 256 {
+    } else if connect.client_id.len() > 256 || (connect.client_id.is_empty() && !connect.clean && version == Version::V3) {
         Some((reason::CLIENT_ID, "client-id"))
     } else if connect.will.as_ref().is_some_and(|w| topic::check_name(w.topic).is_err() || w.topic.starts_with('$')) {
         Some((reason::TOPIC_INVALID, "will-topic"))

@@ -139,10 +139,13 @@ impl LiveSink for Group {
     }
 }
 
-/// Shared subscriptions of a listener, by group and filter.
+/// Group and filter.
+type GroupKey = (String, String);
+
+/// Shared subscriptions of a listener.
 #[derive(Default)]
 pub struct Groups {
-    groups: Mutex<HashMap<(String, String), (Arc<Group>, LiveSubscription)>>,
+    groups: Mutex<HashMap<GroupKey, (Arc<Group>, LiveSubscription)>>,
 }
 
 impl Groups {

@@ -15,6 +15,7 @@ use selvedge_sqlite::SqliteTables;
 /// Everything that can be configured.
 fn registry() -> Registry {
     let mut registry = Registry::new();
+    registry.add_listener("coap", selvedge_coap::bind);
     selvedge_cron::register(&mut registry);
     selvedge_http::register(&mut registry);
     selvedge_local::register(&mut registry);

@@ -6,6 +6,7 @@ mod control;
 mod demo;
 mod flags;
 mod run;
+mod serve_api;
 mod status;
 
 use std::process::ExitCode;

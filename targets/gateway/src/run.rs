@@ -17,7 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::flags::{Flags, UsageError};
-use crate::{components, control};
+use crate::serve_api::Doors;
+use crate::{components, control, serve_api};
 
 /// What is there without YAML.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -139,6 +140,7 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
         return Err(UsageError(format!("--mode: found {mode:?}; accepted is standalone")));
     }
     let threads = flags.threads()?;
+    let doors = Doors::from_flags(flags)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     logs::start(
         logs::LogOptions {
@@ -158,7 +160,7 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
         builder.worker_threads(threads);
     }
     match builder.enable_all().build() {
-        Ok(runtime) => Ok(runtime.block_on(serve(plan, flags, clock))),
+        Ok(runtime) => Ok(runtime.block_on(serve(plan, doors, clock))),
         Err(error) => {
             tracing::error!("Fatal error from runtime: the event loop cannot be started: {error}");
             Ok(ExitCode::FAILURE)
@@ -166,10 +168,17 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     }
 }
 
-async fn serve(plan: Plan, _flags: &Flags, clock: Arc<dyn Clock>) -> ExitCode {
+async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     let started = clock.monotonic();
     let metrics = Metrics::new();
-    let node = match Node::build(plan.config, components::host(clock.clone(), metrics)).await {
+    let sockets = match doors.bind(&clock).await {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let node = match Node::build(plan.config, components::host(clock.clone(), metrics.clone())).await {
         Ok(node) => node,
         Err(error) => {
             tracing::error!("Fatal error from runtime: {error}");
@@ -192,6 +201,8 @@ async fn serve(plan: Plan, _flags: &Flags, clock: Arc<dyn Clock>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics);
+    let mut asked = api.shutdown.clone();
     tracing::info!("dapr initialized. Status: Running. Init Elapsed {}ms", clock.monotonic().since(started).as_millis());
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -201,7 +212,16 @@ async fn serve(plan: Plan, _flags: &Flags, clock: Arc<dyn Clock>) -> ExitCode {
     });
     let grace = plan.grace;
     let mut running = tokio::spawn(node.run(stop, grace));
+    api.ready();
     let cause = tokio::select! {
+        asked = asked.wait_for(Option::is_some) => {
+            if asked.is_ok_and(|a| *a == Some(true)) {
+                tracing::info!("Force shutdown requested, exiting immediately without graceful shutdown");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return ExitCode::FAILURE;
+            }
+            "Shutdown requested via API"
+        }
         cause = told_to_stop() => cause,
         cause = ended(&mut child) => cause,
     };
@@ -211,8 +231,14 @@ async fn serve(plan: Plan, _flags: &Flags, clock: Arc<dyn Clock>) -> ExitCode {
     if let Some(mut child) = child {
         let _ = child.kill().await;
     }
+    // Calls that run may end; new ones find the ports closed.
+    let api_end = api.stop(grace);
+    let ended = async {
+        api_end.await;
+        (&mut running).await
+    };
     tokio::select! {
-        late = &mut running => match late {
+        late = ended => match late {
             Ok(late) if late.is_empty() => {
                 tracing::info!("Daprd shutdown gracefully");
                 ExitCode::SUCCESS

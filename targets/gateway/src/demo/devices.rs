@@ -1,4 +1,4 @@
-//! Simulated devices: MQTT sensors that send as fast as they are told, and a CoAP sensor.
+//! Simulated devices: MQTT sensors that send as fast as they are answered, and a CoAP sensor.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -31,13 +31,13 @@ pub struct Doors {
 }
 
 impl Devices {
-    /// Starts them: `count` over MQTT, each `per_second`, and one over CoAP if there is a door for it.
-    pub async fn start(count: usize, per_second: u32, doors: Doors, books: &Books, data_dir: &Path, clock: &Arc<dyn Clock>) -> Result<Self, String> {
+    /// Starts them: `count` over MQTT, each as fast as it is answered, and one over CoAP if there is a door for it.
+    pub async fn start(count: usize, doors: Doors, books: &Books, data_dir: &Path, clock: &Arc<dyn Clock>) -> Result<Self, String> {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for n in 1..=count {
             let component = cloud::component(&format!("demo-device-{n}"), &format!("127.0.0.1:{}", doors.mqtt), data_dir, clock).await?;
-            tasks.spawn(mqtt_device(component, format!("sensors/device-{n}"), per_second, books.clone(), stopped.clone()));
+            tasks.spawn(mqtt_device(component, format!("sensors/device-{n}"), books.clone(), stopped.clone()));
         }
         if let Some(port) = doors.coap {
             tasks.spawn(coap_device(port, "sensors/coap-1", books.clone(), stopped));
@@ -52,12 +52,9 @@ impl Devices {
     }
 }
 
-async fn mqtt_device(component: Arc<dyn PubSub>, topic: String, per_second: u32, books: Books, stopped: watch::Receiver<bool>) {
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+async fn mqtt_device(component: Arc<dyn PubSub>, topic: String, books: Books, stopped: watch::Receiver<bool>) {
     let mut number = 0u64;
     while !*stopped.borrow() {
-        tick.tick().await;
         let request =
             PublishRequest { topic: topic.clone(), data: Bytes::from(format!("#{number} {:>190}", "reading")), ..PublishRequest::default() };
         // Not acknowledged: sent again, as a device of quality 1 does.

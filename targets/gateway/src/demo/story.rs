@@ -15,8 +15,7 @@ use super::devices::{Devices, Doors};
 use super::screen::{Look, Screen};
 use crate::control;
 
-const DEVICES: usize = 4;
-const PER_SECOND: u32 = 250;
+const DEVICES: usize = 12;
 
 struct Story {
     clock: Arc<dyn Clock>,
@@ -111,10 +110,10 @@ pub async fn tell(upstream: Option<Upstream>) -> Result<bool, String> {
     });
     story.start_node(0).await?;
     story.say("the node is up (its own process); batched lane: acknowledged means on disk, 20 ms at most");
-    let devices = Devices::start(DEVICES, PER_SECOND, doors, &story.books, &story.folder, &story.clock).await?;
+    let devices = Devices::start(DEVICES, doors, &story.books, &story.folder, &story.clock).await?;
     story.say(&format!(
-        "{DEVICES} MQTT devices send {PER_SECOND} messages a second each{}{}",
-        if doors.coap.is_some() { ", one CoAP device sends 5" } else { "" },
+        "{DEVICES} MQTT devices send, each its next message when the last one is safe{}{}",
+        if doors.coap.is_some() { ", one CoAP device posts 5 a second" } else { "" },
         if crate::components::ships("bindings.sensors") { ", and the box samples its own sensors" } else { "" }
     ));
     story.watch(Duration::from_secs(6)).await;

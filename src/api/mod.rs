@@ -1,0 +1,4 @@
+//! The Dapr surface: thin transports over the [building blocks](crate::block), and one table of errors.
+
+pub mod error;
+pub mod http;

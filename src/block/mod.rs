@@ -1,0 +1,91 @@
+//! The building blocks of the Dapr API, free of any transport: HTTP and gRPC call the same functions and map the same errors.
+
+mod binding;
+pub mod cloudevent;
+mod json;
+mod metadata;
+mod publish;
+mod scope;
+mod secret;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use crate::hub::Hub;
+use crate::node::{Components, Node, NodeStatus};
+use crate::resource::{ConfigurationSpec, SubscriptionSpec};
+use crate::time::Clock;
+
+pub use json::go_json;
+pub use publish::{BulkOutcome, BulkPublishEntry, PublishCall};
+pub use state::{SetItem, TransactionItem};
+
+/// Everything the API works on. Cheap to clone.
+#[derive(Clone)]
+pub struct Blocks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    app_id: String,
+    namespace: Option<String>,
+    version: String,
+    components: Components,
+    hub: Option<Hub>,
+    /// Pub/subs that stand behind the outbox.
+    outboxed: BTreeSet<String>,
+    status: NodeStatus,
+    configuration: ConfigurationSpec,
+    subscriptions: Vec<SubscriptionSpec>,
+    clock: Arc<dyn Clock>,
+    extended: Mutex<BTreeMap<String, String>>,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blocks").field("app_id", &self.inner.app_id).finish_non_exhaustive()
+    }
+}
+
+impl Blocks {
+    /// The blocks of a node. `version` is what metadata shows as the runtime's.
+    #[must_use]
+    pub fn new(node: &Node, version: &str) -> Self {
+        let config = node.config();
+        let status = node.status();
+        Self {
+            inner: Arc::new(Inner {
+                app_id: config.app_id.clone(),
+                namespace: config.namespace.clone(),
+                version: version.to_owned(),
+                components: node.components().clone(),
+                hub: node.hub().cloned(),
+                outboxed: status.upstreams().iter().map(|u| u.snapshot().upstream).collect(),
+                status,
+                configuration: config.configuration.clone(),
+                subscriptions: config.resources.subscriptions.clone(),
+                clock: node.clock(),
+                extended: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Time for intervals.
+    #[must_use]
+    pub fn now(&self) -> crate::time::Monotonic {
+        self.inner.clock.monotonic()
+    }
+
+    /// What the node is doing.
+    #[must_use]
+    pub fn node_status(&self) -> &NodeStatus {
+        &self.inner.status
+    }
+
+    /// The application's id.
+    #[must_use]
+    pub fn app_id(&self) -> &str {
+        &self.inner.app_id
+    }
+}

@@ -1,0 +1,174 @@
+//! The API's sockets and servers: bound before anything is built, served once the node is.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selvedge::api::http::{self, HttpOptions, Lifecycle};
+use selvedge::block::Blocks;
+use selvedge::node::Node;
+use selvedge::telemetry::Metrics;
+use selvedge::time::Clock;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::flags::{Flags, UsageError};
+
+/// How long a port that is taken is tried again (daprd's time).
+const BIND_RETRY: Duration = Duration::from_secs(10);
+
+/// What the flags say of the API.
+pub struct Doors {
+    addresses: Vec<IpAddr>,
+    http: Option<u16>,
+    metrics: Option<(IpAddr, u16)>,
+    max_body_bytes: u64,
+    allowed_origins: Vec<String>,
+    api_logging: bool,
+}
+
+/// Sockets that are bound.
+pub struct Sockets {
+    http: Vec<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+/// Servers that run.
+pub struct Api {
+    ready: watch::Sender<bool>,
+    /// Set when a caller asks for shutdown.
+    pub shutdown: watch::Receiver<Option<bool>>,
+    stop: watch::Sender<bool>,
+    servers: JoinSet<()>,
+    _metrics: JoinSet<()>,
+}
+
+fn address(text: &str, flag: &str) -> Result<IpAddr, UsageError> {
+    let plain = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let plain = if plain == "localhost" { "127.0.0.1" } else { plain };
+    plain.parse().map_err(|_| UsageError(format!("--{flag}: found {text:?}; accepted is an IP address")))
+}
+
+impl Doors {
+    /// Reads the flags.
+    pub fn from_flags(flags: &Flags) -> Result<Self, UsageError> {
+        let listen = flags.text("dapr-listen-addresses").unwrap_or_default();
+        let mut addresses =
+            listen.split(',').filter(|a| !a.trim().is_empty()).map(|a| address(a, "dapr-listen-addresses")).collect::<Result<Vec<_>, _>>()?;
+        if addresses.is_empty() {
+            addresses.push(IpAddr::from([0, 0, 0, 0]));
+        }
+        let metrics_address =
+            flags.text("metrics-listen-address").map_or(Ok(IpAddr::from([0, 0, 0, 0])), |a| address(a, "metrics-listen-address"))?;
+        let metrics = if flags.switch("enable-metrics", true) { flags.port("metrics-port", Some(9090))?.map(|p| (metrics_address, p)) } else { None };
+        Ok(Self {
+            addresses,
+            http: flags.port("dapr-http-port", Some(3500))?,
+            metrics,
+            max_body_bytes: flags.size("max-body-size", 4 << 20)?,
+            allowed_origins: flags
+                .text("allowed-origins")
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|o| !o.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            api_logging: flags.switch("enable-api-logging", false),
+        })
+    }
+
+    /// Binds everything; an address that cannot be bound is left out as long as another one can.
+    pub async fn bind(&self, clock: &Arc<dyn Clock>) -> Result<Sockets, String> {
+        let mut http = Vec::new();
+        if let Some(port) = self.http {
+            let mut refused = String::new();
+            for ip in &self.addresses {
+                match bind(*ip, port, clock).await {
+                    Ok(listener) => http.push(listener),
+                    Err(error) => {
+                        refused = format!(
+                            "the HTTP API cannot listen on {ip}:{port}: {error}; is another program using the port? choose one with --dapr-http-port"
+                        );
+                        tracing::error!("{refused}");
+                    }
+                }
+            }
+            if http.is_empty() {
+                return Err(refused);
+            }
+        }
+        let metrics = match self.metrics {
+            None => None,
+            Some((ip, port)) => match bind(ip, port, clock).await {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    return Err(format!(
+                        "metrics cannot be served on {ip}:{port}: {error}; choose another with --metrics-port, or --enable-metrics=false"
+                    ));
+                }
+            },
+        };
+        Ok(Sockets { http, metrics })
+    }
+
+    /// What the HTTP server is told.
+    pub fn http_options(&self, node: &Node) -> HttpOptions {
+        let configuration = &node.config().configuration;
+        HttpOptions {
+            max_body_bytes: self.max_body_bytes,
+            api_token: std::env::var("DAPR_API_TOKEN").ok().filter(|t| !t.is_empty()),
+            allowed_origins: self.allowed_origins.clone(),
+            api_logging: self.api_logging || configuration.api_logging == Some(true),
+            record_error_codes: configuration.record_error_codes,
+        }
+    }
+}
+
+async fn bind(ip: IpAddr, port: u16, clock: &Arc<dyn Clock>) -> std::io::Result<TcpListener> {
+    let begun = clock.monotonic();
+    loop {
+        match TcpListener::bind((ip, port)).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && clock.monotonic().since(begun) < BIND_RETRY => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Starts the servers; health says "not ready" until [`Api::ready`].
+pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metrics) -> Api {
+    let blocks = Blocks::new(node, env!("CARGO_PKG_VERSION"));
+    let (ready, is_ready) = watch::channel(false);
+    let (ask, shutdown) = watch::channel(None);
+    let (stop, mut stopped) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let lifecycle = Lifecycle { ready: is_ready, shutdown: ask };
+    let registry = metrics.clone();
+    servers.spawn(async move {
+        let stop = Box::pin(async move {
+            let _ = stopped.wait_for(|s| *s).await;
+        });
+        http::serve(blocks, sockets.http, options, lifecycle, &registry, stop).await;
+    });
+    let mut metrics_server = JoinSet::new();
+    if let Some(listener) = sockets.metrics {
+        metrics_server.spawn(http::serve_metrics(listener, metrics.clone()));
+    }
+    Api { ready, shutdown, stop, servers, _metrics: metrics_server }
+}
+
+impl Api {
+    /// From now on health says "ready".
+    pub fn ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    /// Closes the ports and waits for calls that run, at most the grace period.
+    pub async fn stop(mut self, grace: Duration) {
+        self.stop.send_replace(true);
+        let _ = tokio::time::timeout(grace, async { while self.servers.join_next().await.is_some() {} }).await;
+    }
+}
