@@ -148,11 +148,11 @@ fn main() {
     let url = format!("mqtt://{address}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        for window in [100, 256, 1_000] {
+        for window in [100, 256, 512, 1_000] {
             uplink_alone(Version::V3, &url, window, false).await;
             uplink_alone(Version::V5, &url, window, true).await;
         }
-        for window in [100, 256, 1_000] {
+        for window in [100, 256, 512, 1_000] {
             forwarder(Version::V3, &url, window).await;
             forwarder(Version::V5, &url, window).await;
         }
