@@ -11,6 +11,7 @@ pub mod escape;
 pub mod forward;
 pub mod hub;
 pub mod message;
+pub mod node;
 pub mod outbox;
 pub mod resource;
 pub mod telemetry;

@@ -66,8 +66,8 @@ pub struct ComponentContext {
     pub clock: Arc<dyn Clock>,
     /// Where to register metrics.
     pub metrics: Metrics,
-    /// The node's exchange of messages; the pub/sub `local` is built on it.
-    pub hub: crate::hub::Hub,
+    /// The node's exchange of messages; the pub/sub `local` is built on it. A node that stores nothing has none.
+    pub hub: Option<crate::hub::Hub>,
 }
 
 impl std::fmt::Debug for ComponentContext {

@@ -1,5 +1,6 @@
 //! Metrics and logs.
 
+pub mod logs;
 mod metrics;
 
 pub use metrics::Metrics;

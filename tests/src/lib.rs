@@ -1,1 +1,234 @@
-//! Support for whole-node tests.
+//! Support for whole-node tests: the real binary, a real mosquitto, a small MQTT client of its own, a proxy that breaks links.
+//! Everything is started by the test and ends with it.
+
+#![allow(clippy::unwrap_used)] // test support: a failure here is a failed test
+
+pub mod mqtt;
+pub mod proxy;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A port that nobody uses at the moment.
+#[must_use]
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not within the time.
+pub fn eventually(within: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not within {within:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether something accepts connections at the port.
+#[must_use]
+pub fn accepts(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// A process that ends with the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A real mosquitto.
+pub struct Mosquitto {
+    /// Its port.
+    pub port: u16,
+    _process: Guard,
+    _folder: tempfile::TempDir,
+}
+
+impl Mosquitto {
+    /// Starts one that takes everybody.
+    ///
+    /// # Panics
+    /// When there is no mosquitto on this machine.
+    #[must_use]
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let config = folder.path().join("mosquitto.conf");
+        std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n")).unwrap();
+        let binary = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
+        let binary = binary.expect("mosquitto is installed (tests/run does that)");
+        let process = Command::new(binary).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let this = Self { port, _process: Guard(process), _folder: folder };
+        eventually(Duration::from_secs(10), "mosquitto accepts", || accepts(port));
+        this
+    }
+}
+
+/// Where a node's resources and data are.
+pub struct Place {
+    folder: tempfile::TempDir,
+    /// Flags beside the folders.
+    pub flags: Vec<String>,
+}
+
+impl Place {
+    /// A folder with one YAML file.
+    #[must_use]
+    pub fn new(yaml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("resources")).unwrap();
+        std::fs::write(folder.path().join("resources/node.yaml"), yaml).unwrap();
+        let mut flags = Vec::new();
+        for name in ["dapr-http-port", "dapr-grpc-port", "metrics-port"] {
+            flags.push(format!("--{name}={}", free_port()));
+        }
+        Self { folder, flags }
+    }
+
+    /// The data folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Value of a flag given in [`flags`](Self::flags).
+    #[must_use]
+    pub fn flag(&self, name: &str) -> &str {
+        let start = format!("--{name}=");
+        self.flags.iter().find_map(|f| f.strip_prefix(&start)).expect("the flag is set")
+    }
+
+    /// Starts the node and waits until it is ready.
+    #[must_use]
+    pub fn start(&self) -> Node {
+        Node::start(self)
+    }
+}
+
+/// The gateway's binary, built by `tests/run` before these tests.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let path = std::env::var_os("SELVEDGE_BINARY").map_or_else(|| target.join("debug/selvedge"), PathBuf::from);
+    assert!(path.exists(), "{} is not there: run `cargo build -p selvedge-gateway` first", path.display());
+    path
+}
+
+/// A running node.
+pub struct Node {
+    process: Guard,
+    log: Arc<Mutex<Vec<String>>>,
+    data: PathBuf,
+}
+
+impl Node {
+    fn start(place: &Place) -> Self {
+        let mut process = Command::new(binary())
+            .args(["--app-id", "box", "--resources-path"])
+            .arg(place.folder.path().join("resources"))
+            .arg("--data-dir")
+            .arg(place.data())
+            .args(&place.flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (output, lines) = (process.stdout.take().unwrap(), log.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let node = Self { process: Guard(process), log, data: place.data() };
+        eventually(Duration::from_secs(20), "the node is ready", || {
+            assert!(!node.has_logged("Fatal error"), "{}", node.log().join("\n"));
+            node.has_logged("dapr initialized")
+        });
+        node
+    }
+
+    /// All lines so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Whether a line holds the text.
+    #[must_use]
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|l| l.contains(text))
+    }
+
+    /// Asks over the control socket.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.data.join("control.sock")).unwrap();
+        stream.write_all(b"status\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Sum of a column of the ledger for a destination, over all lanes. Checks that every line balances.
+    #[must_use]
+    pub fn ledger(&self, destination: &str, column: &str) -> u64 {
+        let status = self.status();
+        let mut sum = 0;
+        for row in status["ledger"].as_array().unwrap() {
+            let n = |c: &str| row[c].as_u64().unwrap();
+            assert_eq!(n("accepted"), n("delivered") + n("expired") + n("evicted") + n("aggregated") + n("queued"), "{row}");
+            if row["destination"] == destination {
+                sum += n(column);
+            }
+        }
+        sum
+    }
+
+    /// State of an upstream's link.
+    #[must_use]
+    pub fn link(&self, upstream: &str) -> String {
+        let status = self.status();
+        let found = status["upstreams"].as_array().unwrap().iter().find(|u| u["name"] == upstream).cloned();
+        found.map(|u| u["state"].as_str().unwrap().to_owned()).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.process.0.kill().unwrap();
+        self.process.0.wait().unwrap();
+    }
+
+    /// SIGTERM; gives the exit code.
+    ///
+    /// # Panics
+    /// When it does not end within 15 s.
+    #[must_use]
+    pub fn terminate(mut self) -> Option<i32> {
+        let pid = self.process.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut code = None;
+        eventually(Duration::from_secs(15), "the node ends", || match self.process.0.try_wait().unwrap() {
+            Some(status) => {
+                code = status.code();
+                true
+            }
+            None => false,
+        });
+        code
+    }
+}

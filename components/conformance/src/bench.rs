@@ -28,7 +28,7 @@ impl Bench {
     /// A fresh one.
     pub async fn new() -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_795_488_182_500)));
-        let outbox = Outbox::interim(&["default"], clock.clone());
+        let outbox = Outbox::simulated(&["default"], clock.clone());
         let retained = MemoryTables::default().open("retained").await.unwrap();
         let hub = Hub::new(outbox, Vec::new(), retained, clock.clone()).await.unwrap();
         Self { dir: tempfile::tempdir().unwrap(), clock, metrics: Metrics::new(), hub }
@@ -53,7 +53,7 @@ impl Bench {
             data_dir: self.dir.path().to_owned(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
-            hub: self.hub.clone(),
+            hub: Some(self.hub.clone()),
         }
     }
 }

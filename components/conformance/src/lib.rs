@@ -8,12 +8,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod binding;
 mod pubsub;
 mod secret;
 mod state;
 mod tables;
 
 pub use bench::Bench;
+pub use binding::{file_binding, input_binding, output_binding};
 pub use pubsub::{PubSubTraits, pubsub};
 pub use secret::{SECRETS, secrets};
 pub use state::state;

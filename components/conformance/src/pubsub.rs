@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use selvedge::component::{Delivery, Fut, HandlerError, MessageHandler, PubSub, PubSubFeature, PublishRequest, SubscribeRequest, SubscriptionHandle};
+use selvedge::component::{
+    BulkEntry, Delivery, Fut, HandlerError, MessageHandler, PubSub, PubSubFeature, PublishRequest, SubscribeRequest, SubscriptionHandle,
+};
 use tokio::sync::watch;
 
 /// What a pub/sub promises beyond the contract.
@@ -101,7 +103,9 @@ pub async fn pubsub(pubsub: Arc<dyn PubSub>, traits: &PubSubTraits) {
         assert_eq!(told, if traits.tells_subscribed_topic { filter } else { topic });
         handle.close().await;
     }
-    if !pubsub.features().contains(&PubSubFeature::BulkPublish) {
+    if pubsub.features().contains(&PubSubFeature::BulkPublish) {
+        bulk(pubsub, traits).await;
+    } else {
         let failures = pubsub.bulk_publish("suite/bulk".into(), vec![Default::default()], Default::default()).await;
         assert_eq!(failures.len(), 1, "what is not declared fails");
     }
@@ -155,6 +159,22 @@ async fn failures(pubsub: &dyn PubSub, traits: &PubSubTraits) {
         // Calls 1, 2, 5 and 10 fail.
         assert_eq!(inbox.texts(6).await, ["2", "3", "5", "6", "7", "8"]);
     }
+    handle.close().await;
+}
+
+async fn bulk(pubsub: &dyn PubSub, traits: &PubSubTraits) {
+    let inbox = Inbox::all();
+    let handle = subscribe(pubsub, "suite/bulk", &inbox).await;
+    for batch in 0..3 {
+        let entry = |n: u32| BulkEntry { entry_id: format!("entry {n}"), data: (batch * 5 + n).to_string().into(), ..BulkEntry::default() };
+        let failures = pubsub.bulk_publish("suite/bulk".into(), (0..5).map(entry).collect(), Default::default()).await;
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+    let mut texts = inbox.texts(15).await;
+    if !traits.keeps_order {
+        texts.sort_by_key(|t| t.parse::<u32>().unwrap());
+    }
+    assert_eq!(texts, numbers(0..15));
     handle.close().await;
 }
 

@@ -18,6 +18,8 @@ const QUEUE_BYTES: usize = 32 << 20;
 const GROUP_CHANGES: usize = 256;
 /// Bytes of one commit, for the same reason and to keep the log small.
 const GROUP_BYTES: usize = 2 << 20;
+/// How long a group waits to become as large as the one before. Well below the time of a sync on any disk.
+const PATIENCE: Duration = Duration::from_micros(60);
 /// A database that was written to and is left alone for this long is checkpointed, so that the stall falls into the pause.
 const CHECKPOINT_AFTER: Duration = Duration::from_millis(500);
 
@@ -102,9 +104,10 @@ impl<C: Change> Line<C> {
     pub fn start(name: &str, db: Connection, metrics: DatabaseMetrics, housekeeping: Option<Housekeeping>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let load = Arc::new(Load::default());
-        let worker = Worker { db, receiver, load: load.clone(), metrics: metrics.clone(), housekeeping, written: false, failures: Vec::new() };
-        // The system shows fifteen characters of a thread's name.
-        std::thread::Builder::new().name(format!("db {name}")).spawn(move || worker.run())?;
+        let worker =
+            Worker { db, receiver, load: load.clone(), metrics: metrics.clone(), housekeeping, written: false, failures: Vec::new(), last_group: 0 };
+        // The system shows fifteen characters of a thread's name, and takes no NUL in it.
+        std::thread::Builder::new().name(format!("db {}", name.replace('\0', ""))).spawn(move || worker.run())?;
         Ok(Self { sender, load, metrics })
     }
 
@@ -170,6 +173,8 @@ struct Worker<C> {
     /// Written since the last checkpoint.
     written: bool,
     failures: Vec<Option<String>>,
+    /// Changes of the group before.
+    last_group: usize,
 }
 
 impl<C: Change> Worker<C> {
@@ -221,8 +226,9 @@ impl<C: Change> Worker<C> {
         }
     }
 
-    fn gather(&self, first: Message<C>, group: &mut Vec<C>, reads: &mut Vec<Read>) -> Option<oneshot::Sender<()>> {
+    fn gather(&mut self, first: Message<C>, group: &mut Vec<C>, reads: &mut Vec<Read>) -> Option<oneshot::Sender<()>> {
         let mut bytes = 0;
+        let mut waiting: Option<Instant> = None;
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
@@ -235,7 +241,16 @@ impl<C: Change> Worker<C> {
             }
             let full = group.len() >= GROUP_CHANGES || bytes >= GROUP_BYTES || reads.len() >= GROUP_CHANGES;
             next = if full { None } else { self.receiver.try_recv().ok() };
+            // Callers that were answered together are about to come again together: a moment's patience saves them a sync each.
+            while next.is_none() && !full && !group.is_empty() && group.len() < self.last_group {
+                if waiting.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                    break;
+                }
+                std::thread::yield_now();
+                next = self.receiver.try_recv().ok();
+            }
         }
+        self.last_group = group.len();
         None
     }
 
@@ -391,7 +406,7 @@ mod tests {
         let load = Arc::new(Load::default());
         load.requests.store(1000, Ordering::Relaxed);
         load.bytes.store(1000, Ordering::Relaxed);
-        Worker { db, receiver, load, metrics: metrics(), housekeeping: None, written: false, failures: Vec::new() }
+        Worker { db, receiver, load, metrics: metrics(), housekeeping: None, written: false, failures: Vec::new(), last_group: 0 }
     }
 
     fn run(worker: &mut Worker<Statement>, statements: &[&str]) -> Vec<bool> {

@@ -1,1 +1,68 @@
-fn main() {}
+//! `selvedge`: the gateway. Reads the command line, builds the node, runs it, drains it.
+
+mod check;
+mod components;
+mod control;
+mod demo;
+mod flags;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use flags::Flags;
+
+/// Exit code for a command line that is not understood (daprd's).
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let flags = match Flags::parse(std::env::args().skip(1)) {
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("selvedge: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    if flags.switch("version", false) || flags.switch("build-info", false) {
+        println!("{}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    let result = match flags.rest.first().map(String::as_str) {
+        None => run::run(&flags, run::Flavour::Sidecar),
+        Some("run") => run::run(&flags, run::Flavour::Newcomer),
+        Some("demo") => demo::demo(&flags),
+        Some("check") => check::check(&flags),
+        Some("status") => status::status(&flags),
+        Some("version") => {
+            println!("{}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("help") => {
+            help();
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, version, help"))),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("selvedge: {error}");
+        ExitCode::from(USAGE)
+    })
+}
+
+fn help() {
+    println!(
+        "selvedge: the edge runtime\n\n\
+         selvedge [FLAGS]            run as a sidecar, with daprd's flags; only what the YAML declares exists\n\
+         selvedge run [FLAGS] [-- PROGRAM ...]\n                            \
+         run with working defaults where no --resources-path is given, and a program beside it\n\
+         selvedge demo [--upstream mqtt://HOST:PORT]\n                            \
+         an outage, a kill and the books, in about a minute\n\
+         selvedge check DIR...       check folders of YAML strictly, start nothing\n\
+         selvedge status             what the node of this data directory is doing, as JSON\n\
+         selvedge version\n\n\
+         flags (those in brackets are accepted and have no effect yet):"
+    );
+    for (name, served) in Flags::names() {
+        println!("  {}", if served { format!("--{name}") } else { format!("[--{name}]") });
+    }
+}

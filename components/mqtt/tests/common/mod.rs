@@ -261,7 +261,7 @@ pub async fn context(properties: &[(&str, &str)], clock: Arc<dyn Clock>) -> Comp
         data_dir: PathBuf::new(),
         clock,
         metrics: Metrics::new(),
-        hub,
+        hub: Some(hub),
     }
 }
 
@@ -281,7 +281,7 @@ impl Rig {
     pub async fn with(version: Version, properties: &[(&str, &str)]) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let context = context(properties, clock.clone()).await;
-        let (hub, metrics) = (context.hub.clone(), context.metrics.clone());
+        let (hub, metrics) = (context.hub.clone().unwrap(), context.metrics.clone());
         let component = match version {
             Version::V3 => selvedge_mqtt::pubsub_v3(context).await.unwrap(),
             Version::V5 => selvedge_mqtt::pubsub_v5(context).await.unwrap(),

@@ -1,0 +1,220 @@
+//! Components: properties resolved, made in daprd's order, closed together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Host, NodeConfig, NodeError};
+use crate::component::{Binding, BuildError, Category, ComponentContext, Metadata, Properties, PubSub, SecretStore, StateStore};
+use crate::hub::Hub;
+use crate::resource::{ComponentSpec, PropertySource};
+
+/// A component that was made.
+#[derive(Debug)]
+pub struct Loaded<T: ?Sized> {
+    /// Name.
+    pub name: String,
+    /// Full type as written.
+    pub type_name: String,
+    /// Version as written.
+    pub version: String,
+    /// Resolved settings.
+    pub properties: Properties,
+    /// The component.
+    pub item: Arc<T>,
+}
+
+impl<T: ?Sized> Clone for Loaded<T> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            type_name: self.type_name.clone(),
+            version: self.version.clone(),
+            properties: self.properties.clone(),
+            item: self.item.clone(),
+        }
+    }
+}
+
+/// All components by name.
+#[derive(Default, Clone)]
+pub struct Components {
+    /// State stores.
+    pub state: BTreeMap<String, Loaded<dyn StateStore>>,
+    /// Pub/subs.
+    pub pubsub: BTreeMap<String, Loaded<dyn PubSub>>,
+    /// Bindings.
+    pub bindings: BTreeMap<String, Loaded<Binding>>,
+    /// Secret stores.
+    pub secrets: BTreeMap<String, Loaded<dyn SecretStore>>,
+    /// Names in the order in which they were made.
+    pub order: Vec<String>,
+}
+
+impl std::fmt::Debug for Components {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.order).finish()
+    }
+}
+
+impl Components {
+    pub(super) fn add_local(&mut self, item: Arc<dyn PubSub>) {
+        let loaded = Loaded {
+            name: "local".to_owned(),
+            type_name: "pubsub.local".to_owned(),
+            version: "v1".to_owned(),
+            properties: Properties::default(),
+            item,
+        };
+        self.pubsub.insert("local".to_owned(), loaded);
+        self.order.push("local".to_owned());
+    }
+
+    /// Closes all of them.
+    pub async fn close(&self) {
+        for binding in self.bindings.values() {
+            if let Some(input) = &binding.item.input {
+                input.close().await;
+            }
+            if let Some(output) = &binding.item.output {
+                output.close().await;
+            }
+        }
+        for pubsub in self.pubsub.values() {
+            pubsub.item.close().await;
+        }
+        for state in self.state.values() {
+            state.item.close().await;
+        }
+    }
+}
+
+/// Environment variables that a component may not see (daprd's rule).
+fn is_hidden(variable: &str) -> bool {
+    variable == "APP_API_TOKEN" || variable.to_ascii_uppercase().starts_with("DAPR_") || variable.contains(' ')
+}
+
+async fn resolve(spec: &ComponentSpec, config: &NodeConfig, secrets: &BTreeMap<String, Loaded<dyn SecretStore>>) -> Result<Properties, String> {
+    let mut resolved = Vec::with_capacity(spec.properties.len());
+    for property in &spec.properties {
+        let value = match &property.source {
+            PropertySource::Literal(text) => templates(text, config)?,
+            PropertySource::Environment(variable) if is_hidden(variable) => {
+                tracing::warn!(component = %spec.name, property = %property.name, variable, "the environment variable may not be used by a component");
+                String::new()
+            }
+            PropertySource::Environment(variable) => config.environment.get(variable).cloned().unwrap_or_default(),
+            PropertySource::Secret { name, key } => secret(spec, name, key, secrets).await?,
+        };
+        resolved.push((property.name.clone(), value));
+    }
+    Ok(resolved.into_iter().collect())
+}
+
+async fn secret(spec: &ComponentSpec, name: &str, key: &str, secrets: &BTreeMap<String, Loaded<dyn SecretStore>>) -> Result<String, String> {
+    let Some(store_name) = &spec.secret_store else {
+        tracing::warn!(component = %spec.name, secret = name, "a secretKeyRef without auth.secretStore has no value");
+        return Ok(String::new());
+    };
+    let Some(store) = secrets.get(store_name) else {
+        return Err(format!("the secret store {store_name:?} of auth.secretStore is not loaded"));
+    };
+    match store.item.get(name, &Metadata::new()).await {
+        Ok(values) => Ok(values.get(key).cloned().unwrap_or_default()),
+        Err(error) => {
+            tracing::error!(component = %spec.name, secret = name, store = %store_name, error = %error, "a secret could not be read");
+            Ok(String::new())
+        }
+    }
+}
+
+/// `{uuid}`, `{podName}`, `{namespace}`, `{appID}`.
+fn templates(text: &str, config: &NodeConfig) -> Result<String, String> {
+    if !text.contains('{') {
+        return Ok(text.to_owned());
+    }
+    let mut out = text.replace("{appID}", &config.app_id);
+    if out.contains("{uuid}") {
+        out = out.replace("{uuid}", &uuid::Uuid::new_v4().to_string());
+    }
+    if out.contains("{namespace}") {
+        out = out.replace("{namespace}", &format!("{}.{}", config.namespace.as_deref().unwrap_or_default(), config.app_id));
+    }
+    if out.contains("{podName}") {
+        let name = config.environment.get("POD_NAME").filter(|n| !n.is_empty()).ok_or("POD_NAME is not set, and a property uses {podName}")?;
+        out = out.replace("{podName}", name);
+    }
+    Ok(out)
+}
+
+fn logged_type(spec: &ComponentSpec) -> String {
+    if spec.version.is_empty() { spec.type_name.clone() } else { format!("{}/{}", spec.type_name, spec.version) }
+}
+
+/// Makes the components: secret stores first, then in the order of the files, one at a time.
+pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -> Result<Components, NodeError> {
+    let mut components = Components::default();
+    let is_secret = |c: &&ComponentSpec| Category::of(&c.type_name) == Some(Category::SecretStores);
+    let specs = &config.resources.components;
+    let ordered = specs.iter().filter(is_secret).chain(specs.iter().filter(|c| !is_secret(c)));
+    for spec in ordered {
+        match build_one(spec, config, host, hub, &mut components).await {
+            Ok(()) => {
+                components.order.push(spec.name.clone());
+                tracing::info!("Component loaded: {} ({})", spec.name, logged_type(spec));
+            }
+            Err(detail) if spec.ignore_errors => tracing::error!("Ignoring error processing component: {detail}"),
+            Err(detail) => {
+                tracing::warn!("Error processing component, daprd will exit gracefully: process component {} error: {detail}", spec.name);
+                return Err(NodeError::Component { name: spec.name.clone(), detail });
+            }
+        }
+    }
+    Ok(components)
+}
+
+async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: Option<&Hub>, components: &mut Components) -> Result<(), String> {
+    let Some(category) = Category::of(&spec.type_name) else {
+        return Err(format!("incorrect type {}", spec.type_name));
+    };
+    let shown = format!("{} ({})", spec.name, logged_type(spec));
+    let code = |code: &str, cause: String| {
+        let text = format!("[{code}]: initialization error occurred for {shown}: {cause}");
+        tracing::error!("Failed to init component {shown}: {text}");
+        format!("[INIT_COMPONENT_FAILURE]: initialization error occurred for {shown}: {text}")
+    };
+    let properties = resolve(spec, config, &components.secrets).await.map_err(|e| code("INIT_COMPONENT_FAILURE", e))?;
+    let context = ComponentContext {
+        name: spec.name.clone(),
+        type_name: spec.type_name.clone(),
+        version: spec.version.clone(),
+        app_id: config.app_id.clone(),
+        namespace: config.namespace.clone(),
+        properties: properties.clone(),
+        data_dir: config.data_dir.clone(),
+        clock: host.clock.clone(),
+        metrics: host.metrics.clone(),
+        hub: hub.cloned(),
+    };
+    let name = spec.name.clone();
+    let loaded = (spec.name.clone(), spec.type_name.to_ascii_lowercase(), spec.version.clone(), properties);
+    macro_rules! make {
+        ($build:ident, $shelf:ident, $wrap:expr) => {{
+            let made = tokio::time::timeout(spec.init_timeout, host.registry.$build(context)).await;
+            let made = match made {
+                Err(_) => return Err(code("INIT_COMPONENT_FAILURE", format!("init timeout for component {shown}"))),
+                Ok(Err(error @ BuildError::Unknown { .. })) => return Err(code("CREATE_COMPONENT_FAILURE", error.to_string())),
+                Ok(Err(error)) => return Err(code("INIT_COMPONENT_FAILURE", error.to_string())),
+                Ok(Ok(made)) => made,
+            };
+            let (name_, type_name, version, properties) = loaded;
+            components.$shelf.insert(name, Loaded { name: name_, type_name, version, properties, item: $wrap(made) });
+        }};
+    }
+    match category {
+        Category::State => make!(build_state_store, state, |m| m),
+        Category::PubSub => make!(build_pubsub, pubsub, |m| m),
+        Category::Bindings => make!(build_binding, bindings, Arc::new),
+        Category::SecretStores => make!(build_secret_store, secrets, |m| m),
+    }
+    Ok(())
+}

@@ -1,0 +1,416 @@
+//! The node: build, run, drain.
+//!
+//! Building starts nothing that sends or receives: configuration is read and checked, the store is opened, components are made,
+//! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
+
+mod components;
+mod inbound;
+mod readings;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Tables};
+use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus};
+use crate::hub::Hub;
+use crate::outbox::Outbox;
+use crate::outbox::storage::Storage;
+use crate::resource::{ConfigurationSpec, Resources, RouteSpec};
+use crate::telemetry::Metrics;
+use crate::time::{Clock, Timestamp};
+
+pub use components::{Components, Loaded};
+pub use store::node_id;
+
+/// Opens the node's own tables in the data folder.
+pub type OpenTables = Arc<dyn Fn(PathBuf, Metrics) -> Fut<'static, Result<Arc<dyn Tables>, String>> + Send + Sync>;
+/// Makes the built-in pub/sub: name, application id, exchange, clock, metrics.
+pub type MakeLocal = Arc<dyn Fn(&str, &str, Hub, Arc<dyn Clock>, &Metrics) -> Arc<dyn PubSub> + Send + Sync>;
+
+/// What a target gives the node.
+#[derive(Clone)]
+pub struct Host {
+    /// Component and listener factories.
+    pub registry: Registry,
+    /// Tables for retained messages and sessions.
+    pub open_tables: OpenTables,
+    /// The pub/sub `local`.
+    pub make_local: MakeLocal,
+    /// Files.
+    pub storage: Arc<dyn Storage>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+/// What the node is to be.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// `--app-id`.
+    pub app_id: String,
+    /// `$NAMESPACE`.
+    pub namespace: Option<String>,
+    /// Where everything that lasts is kept.
+    pub data_dir: PathBuf,
+    /// Resources, checked.
+    pub resources: Resources,
+    /// `--config` files.
+    pub configuration: ConfigurationSpec,
+    /// Values of environment variables, for `envRef` and `{podName}`.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Why a node was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// daprd's words for components that stand twice.
+    #[error("failed to load components: {0}")]
+    Duplicates(String),
+    /// The data folder cannot be used.
+    #[error("the data directory {} cannot be used: {detail}; choose another with --data-dir", .path.display())]
+    DataDir {
+        /// Folder.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A component did not start.
+    #[error("process component {name} error: {detail}")]
+    Component {
+        /// Component.
+        name: String,
+        /// daprd's error text.
+        detail: String,
+    },
+    /// A listener did not start.
+    #[error("listener {name}: {source}")]
+    Listener {
+        /// Listener.
+        name: String,
+        /// Why.
+        source: BuildError,
+    },
+    /// A route cannot work.
+    #[error("{0}")]
+    Route(String),
+}
+
+/// A node whose sockets are bound and whose components are made.
+pub struct Node {
+    config: NodeConfig,
+    host: Host,
+    hub: Option<Hub>,
+    components: Components,
+    listeners: Vec<(String, Box<dyn BoundListener>)>,
+    forwarders: Vec<Forwarder>,
+    inbound: Vec<inbound::InboundRoute>,
+    readings: Vec<readings::Readings>,
+    started: Timestamp,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("app_id", &self.config.app_id).finish_non_exhaustive()
+    }
+}
+
+/// A cheap handle to what the node is doing.
+#[derive(Clone)]
+pub struct NodeStatus {
+    app_id: String,
+    started: Timestamp,
+    clock: Arc<dyn Clock>,
+    outbox: Option<Outbox>,
+    upstreams: Vec<ForwarderStatus>,
+    listeners: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for NodeStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeStatus").field("app_id", &self.app_id).finish_non_exhaustive()
+    }
+}
+
+impl NodeStatus {
+    /// Links of the upstreams.
+    #[must_use]
+    pub fn upstreams(&self) -> &[ForwarderStatus] {
+        &self.upstreams
+    }
+
+    /// Whether messages for this upstream wait at the moment; `None` when it is no upstream.
+    #[must_use]
+    pub fn is_behind(&self, upstream: &str) -> Option<bool> {
+        self.upstreams.iter().find(|u| u.snapshot().upstream == upstream).map(ForwarderStatus::is_behind)
+    }
+
+    /// Everything as JSON: `id`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let now = self.clock.now();
+        let upstreams: Vec<_> = self
+            .upstreams
+            .iter()
+            .map(|u| {
+                let s = u.snapshot();
+                json!({
+                    "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
+                    "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
+                })
+            })
+            .collect();
+        let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
+        let mut status = json!({
+            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+        });
+        if let Some(outbox) = &self.outbox {
+            let lanes: Vec<_> = outbox
+                .status()
+                .into_iter()
+                .map(|l| {
+                    json!({
+                        "name": l.lane, "diskBytes": l.disk_bytes, "quotaBytes": l.quota_bytes, "segments": l.segments, "lastSequence": l.last_sequence,
+                        "acceptedBytes": l.accepted_bytes, "corruptRecords": l.corrupt_records, "failure": l.failure,
+                    })
+                })
+                .collect();
+            let ledger: Vec<_> = outbox
+                .ledger()
+                .into_iter()
+                .map(|r| {
+                    json!({
+                        "lane": r.lane, "destination": r.destination, "accepted": r.accepted, "delivered": r.delivered, "expired": r.expired,
+                        "evicted": r.evicted, "aggregated": r.aggregated, "queued": r.queued,
+                    })
+                })
+                .collect();
+            let (written, syncs, failed) = outbox.write_counts();
+            status["lanes"] = json!(lanes);
+            status["ledger"] = json!(ledger);
+            status["flash"] = json!({"bytesWritten": written, "syncs": syncs, "failedSyncs": failed});
+        }
+        status
+    }
+}
+
+/// Name of an upstream's destination in the store.
+#[must_use]
+pub fn upstream_destination(component: &str) -> String {
+    format!("upstream/{component}")
+}
+
+impl Node {
+    /// Reads nothing, sends nothing: opens the store, makes the components, binds the listeners.
+    ///
+    /// # Errors
+    /// The first thing that keeps the node from being what it is configured to be.
+    pub async fn build(config: NodeConfig, host: Host) -> Result<Self, NodeError> {
+        if let Some(text) = &config.resources.duplicate_components {
+            return Err(NodeError::Duplicates(text.clone()));
+        }
+        let (hub, tables) = match store::open(&config, &host).await? {
+            Some((hub, tables)) => (Some(hub), Some(tables)),
+            None => (None, None),
+        };
+        let mut components = components::build(&config, &host, hub.as_ref()).await?;
+        if let Some(hub) = &hub
+            && config.resources.needs_local()
+        {
+            let local = (host.make_local)("local", &config.app_id, hub.clone(), host.clock.clone(), &host.metrics);
+            components.add_local(local);
+        }
+        let (forwarders, inbound) = match &hub {
+            Some(hub) => routes(&config, &host, hub, &components)?,
+            None => (Vec::new(), Vec::new()),
+        };
+        let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
+        let readings = readings(&components, hub.as_ref(), &outboxed)?;
+        let mut listeners = Vec::new();
+        if let (Some(hub), Some(tables)) = (&hub, &tables) {
+            for spec in &config.resources.listeners {
+                let context = ListenerContext {
+                    name: spec.name.clone(),
+                    spec: spec.clone(),
+                    hub: hub.clone(),
+                    tables: tables.clone(),
+                    clock: host.clock.clone(),
+                    metrics: host.metrics.clone(),
+                };
+                let bound = host.registry.bind_listener(context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
+                tracing::info!(listener = %spec.name, protocol = spec.protocol.as_str(), address = %bound.address(), "listening for devices");
+                listeners.push((spec.name.clone(), bound));
+            }
+        }
+        let started = host.clock.now();
+        Ok(Self { config, host, hub, components, listeners, forwarders, inbound, readings, started })
+    }
+
+    /// The handle to what the node is doing.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        NodeStatus {
+            app_id: self.config.app_id.clone(),
+            started: self.started,
+            clock: self.host.clock.clone(),
+            outbox: self.hub.as_ref().map(|h| h.outbox().clone()),
+            upstreams: self.forwarders.iter().map(Forwarder::status).collect(),
+            listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
+        }
+    }
+
+    /// The exchange, when anything needs one.
+    #[must_use]
+    pub fn hub(&self) -> Option<&Hub> {
+        self.hub.as_ref()
+    }
+
+    /// The components.
+    #[must_use]
+    pub fn components(&self) -> &Components {
+        &self.components
+    }
+
+    /// What the node is.
+    #[must_use]
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// Serves until `stop` resolves, then drains within `grace`: listeners stop accepting and answer what is safe, inbound routes
+    /// end, forwarders wait for answers on their way, components close, the store is synced. Returns who did not end in time.
+    pub async fn run(self, stop: Fut<'static, ()>, grace: Duration) -> Vec<String> {
+        let (stopping, stopped) = watch::channel(0u8);
+        let after = |phase: u8| -> Fut<'static, ()> {
+            let mut stopped = stopped.clone();
+            Box::pin(async move {
+                let _ = stopped.wait_for(|p| *p >= phase).await;
+            })
+        };
+        let mut listeners: JoinSet<()> = JoinSet::new();
+        for (_, bound) in self.listeners {
+            listeners.spawn(bound.serve(after(1)));
+        }
+        let mut routes: JoinSet<()> = JoinSet::new();
+        for route in self.inbound {
+            routes.spawn(route.run(after(2)));
+        }
+        for reading in self.readings {
+            routes.spawn(reading.run(after(2)));
+        }
+        let mut forwarders: JoinSet<()> = JoinSet::new();
+        for forwarder in self.forwarders {
+            forwarders.spawn(forwarder.run(after(3)));
+        }
+        stop.await;
+        let mut late = Vec::new();
+        let deadline = tokio::time::Instant::now() + grace;
+        for (phase, name, tasks) in
+            [(1, "listeners", &mut listeners), (2, "input bindings and inbound routes", &mut routes), (3, "forwarders", &mut forwarders)]
+        {
+            stopping.send_replace(phase);
+            let ended = tokio::time::timeout_at(deadline, async { while tasks.join_next().await.is_some() {} }).await;
+            if ended.is_err() {
+                late.push(name.to_owned());
+                tasks.abort_all();
+            }
+        }
+        if tokio::time::timeout_at(deadline, self.components.close()).await.is_err() {
+            late.push("components".to_owned());
+        }
+        if let Some(hub) = self.hub {
+            // The last sync is worth waiting for, whatever the grace period says: it is bounded by the disk.
+            let outbox = hub.outbox().clone();
+            let _ = tokio::task::spawn_blocking(move || outbox.close()).await;
+        }
+        late
+    }
+}
+
+/// Input bindings with `publishTo`: their readings become messages without an application in between.
+fn readings(components: &Components, hub: Option<&Hub>, upstreams: &BTreeSet<String>) -> Result<Vec<readings::Readings>, NodeError> {
+    let mut all = Vec::new();
+    for (name, binding) in &components.bindings {
+        let (Some(to), Some(source)) = (binding.properties.get("publishTo").filter(|t| !t.is_empty()), &binding.item.input) else { continue };
+        let topic = binding.properties.get("publishTopic").filter(|t| !t.is_empty()).unwrap_or(name).to_owned();
+        if let Err(error) = crate::topic::check_name(&topic) {
+            return Err(NodeError::Route(format!("binding {name}: publishTopic {topic:?}: {error}")));
+        }
+        let target = match (hub, components.pubsub.get(to)) {
+            // A name space of the box, or an upstream behind the outbox: accepted here, whatever the link does.
+            (Some(hub), Some(pubsub)) if pubsub.type_name == "pubsub.local" || upstreams.contains(to) => {
+                readings::Target::Hub(hub.clone(), to.to_owned())
+            }
+            (_, Some(pubsub)) => readings::Target::PubSub(pubsub.item.clone()),
+            (_, None) => return Err(NodeError::Route(format!("binding {name}: publishTo names the pub/sub {to:?}, and no component has that name"))),
+        };
+        all.push(readings::Readings { name: name.clone(), topic, source: source.clone(), target });
+    }
+    Ok(all)
+}
+
+/// Forwarders for the pub/subs that routes lead to or that stand behind the outbox, and routes that lead in.
+fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) -> Result<(Vec<Forwarder>, Vec<inbound::InboundRoute>), NodeError> {
+    let metrics = ForwardMetrics::register(&host.metrics);
+    let all: Vec<&RouteSpec> = config.resources.forwardings.iter().flat_map(|f| &f.routes).collect();
+    let drain = config.resources.forwardings.first().map(|f| f.drain).unwrap_or_default();
+    let is_name_space = |name: &str| name == "local" || components.pubsub.get(name).is_some_and(|p| p.type_name == "pubsub.local");
+    let mut forwarders = Vec::new();
+    for (name, loaded) in &components.pubsub {
+        let towards: Vec<RouteSpec> = all.iter().filter(|r| r.to.iter().any(|t| t == name)).map(|r| (*r).clone()).collect();
+        if is_name_space(name) {
+            continue;
+        }
+        let Some(uplink) = loaded.item.uplink() else {
+            if !towards.is_empty() {
+                return Err(NodeError::Route(format!(
+                    "a route leads to {name:?} ({}), which cannot be an upstream; accepted are pubsub.mqtt3 and pubsub.mqtt5",
+                    loaded.type_name
+                )));
+            }
+            continue;
+        };
+        let fail = |e: &dyn std::fmt::Display| NodeError::Route(format!("the upstream {name} cannot be set up: {e}"));
+        let destination = hub.destination(&upstream_destination(name)).map_err(|e| fail(&e))?;
+        hub.bind(destination, name, "#").map_err(|e| fail(&e))?;
+        for route in &towards {
+            if !is_name_space(&route.from) {
+                return Err(NodeError::Route(format!("the route from {:?} to {name:?} is not served: one end must be local", route.from)));
+            }
+            for filter in &route.topics {
+                hub.bind(destination, &route.from, filter).map_err(|e| fail(&e))?;
+            }
+        }
+        let policy = config.resources.escape_policies.iter().flat_map(|p| &p.upstreams).find(|u| u.component == *name);
+        let mut forwarder = ForwarderConfig::new(name.clone(), destination);
+        forwarder.routes = towards;
+        forwarder.drain = drain;
+        if let Some(policy) = policy {
+            forwarder.stall = policy.stall;
+        }
+        forwarders.push(Forwarder::new(forwarder, hub.clone(), uplink, host.clock.clone(), &metrics));
+    }
+    let mut inward = Vec::new();
+    for route in all.iter().filter(|r| !is_name_space(&r.from)) {
+        for to in route.to.iter().filter(|t| is_name_space(t)) {
+            let Some(from) = components.pubsub.get(&route.from) else {
+                return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
+            };
+            inward.push(inbound::InboundRoute::new((*route).clone(), to.clone(), from.item.clone(), hub.clone()));
+        }
+    }
+    Ok((forwarders, inward))
+}

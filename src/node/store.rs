@@ -1,0 +1,122 @@
+//! The node's folder: its id, its store, its tables.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Host, NodeConfig, NodeError};
+use crate::component::Tables;
+use crate::hub::{Hub, LaneRule};
+use crate::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
+use crate::resource::{DEFAULT_QUOTA_BYTES, Resources};
+
+/// The lane that every node has.
+const DEFAULT_LANE: &str = "default";
+const SEGMENT_BYTES: u64 = 4 << 20;
+
+/// The node's id: kept in its folder, made once from the host's name and random letters.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn node_id(data_dir: &Path) -> std::io::Result<String> {
+    let path = data_dir.join("node-id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim();
+            if !id.is_empty() && id.len() <= 64 && !id.contains(['/', ' ']) {
+                return Ok(id.to_owned());
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    let mut random = [0u8; 4];
+    getrandom::fill(&mut random).map_err(|e| std::io::Error::other(e.to_string()))?;
+    let id = format!("{}-{:08x}", if host.is_empty() { "node" } else { &host }, u32::from_le_bytes(random));
+    std::fs::write(&path, format!("{id}\n"))?;
+    Ok(id)
+}
+
+/// Whether anything here stores messages. A node that is configured as a plain Dapr sidecar keeps no folder.
+fn needs_store(resources: &Resources) -> bool {
+    let upstream = |t: &str| ["pubsub.mqtt", "pubsub.mqtt3", "pubsub.mqtt5", "pubsub.local"].contains(&t.to_ascii_lowercase().as_str());
+    !resources.listeners.is_empty()
+        || !resources.forwardings.is_empty()
+        || resources.components.iter().any(|c| upstream(&c.type_name) || c.publishes_to_local())
+}
+
+/// Lanes in the order of the rules, the default one last, and the rules.
+fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<LaneRule>) {
+    let mut lanes: Vec<LaneConfig> = Vec::new();
+    let mut rules = Vec::new();
+    for spec in resources.forwardings.iter().flat_map(|f| &f.lanes) {
+        rules.push(LaneRule { lane: spec.name.clone(), filters: spec.matches.clone(), weight: spec.weight });
+        if lanes.iter().all(|l| l.name != spec.name) {
+            lanes.push(LaneConfig {
+                name: spec.name.clone(),
+                durability: spec.durability,
+                quota_bytes: spec.quota_bytes,
+                ttl: spec.ttl,
+                when_full: spec.when_full,
+            });
+        }
+    }
+    if lanes.iter().all(|l| l.name != DEFAULT_LANE) {
+        lanes.push(LaneConfig {
+            name: DEFAULT_LANE.to_owned(),
+            durability: Durability::Batched(Duration::from_millis(20)),
+            quota_bytes: default_quota,
+            ttl: Some(Duration::from_secs(7 * 86_400)),
+            when_full: WhenFull::DropOldest,
+        });
+    }
+    (lanes, rules)
+}
+
+/// Opens the store if anything needs it.
+pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<(Hub, Arc<dyn Tables>)>, NodeError> {
+    if !needs_store(&config.resources) {
+        return Ok(None);
+    }
+    let dir = &config.data_dir;
+    let fail = |detail: String| NodeError::DataDir { path: dir.clone(), detail };
+    host.storage.make_dir(dir).map_err(|e| fail(e.to_string()))?;
+    let node = node_id(dir).map_err(|e| fail(e.to_string()))?;
+    let free = host.storage.available(dir).unwrap_or(DEFAULT_QUOTA_BYTES * 10);
+    let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
+    let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
+    let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;
+    tracing::info!(
+        segments = recovery.segments,
+        scanned_records = recovery.scanned_records,
+        torn_tails = recovery.torn_tails,
+        set_aside = recovery.set_aside.len(),
+        "the outbox is open"
+    );
+    let tables = (host.open_tables)(dir.clone(), host.metrics.clone()).await.map_err(fail)?;
+    let retained = tables.open("retained").await.map_err(|e| fail(e.to_string()))?;
+    let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
+    Ok(Some((hub, tables)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_id_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = node_id(dir.path()).unwrap();
+        assert_eq!(node_id(dir.path()).unwrap(), id);
+        assert!(!id.is_empty() && id.len() <= 64 && !id.contains('/'));
+    }
+
+    #[test]
+    fn a_plain_sidecar_keeps_no_folder_and_every_other_node_has_a_default_lane() {
+        assert!(!needs_store(&Resources::default()));
+        let (lanes, rules) = lanes(&Resources::default(), 5 << 20);
+        assert_eq!((lanes.len(), lanes[0].name.as_str(), lanes[0].quota_bytes, rules.len()), (1, "default", 5 << 20, 0));
+    }
+}

@@ -1,0 +1,64 @@
+//! What this binary ships.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use selvedge::component::{PubSub, Registry, Tables};
+use selvedge::hub::Hub;
+use selvedge::node::Host;
+use selvedge::outbox::storage::DiskStorage;
+use selvedge::telemetry::Metrics;
+use selvedge::time::Clock;
+use selvedge_local::LocalOptions;
+use selvedge_sqlite::SqliteTables;
+
+/// Everything that can be configured.
+fn registry() -> Registry {
+    let mut registry = Registry::new();
+    selvedge_cron::register(&mut registry);
+    selvedge_http::register(&mut registry);
+    selvedge_local::register(&mut registry);
+    selvedge_localstorage::register(&mut registry);
+    selvedge_memory::register(&mut registry);
+    selvedge_mqtt::register(&mut registry);
+    selvedge_mqtt_listener::register(&mut registry);
+    selvedge_secrets::register(&mut registry);
+    selvedge_sqlite::register(&mut registry);
+    registry
+}
+
+fn local(name: &str, app_id: &str, hub: Hub, clock: Arc<dyn Clock>, metrics: &Metrics) -> Arc<dyn PubSub> {
+    selvedge_local::local(name, app_id, hub, clock, metrics, LocalOptions::default())
+}
+
+/// The host that nodes of this binary are built on.
+pub fn host(clock: Arc<dyn Clock>, metrics: Metrics) -> Host {
+    Host {
+        registry: registry(),
+        open_tables: Arc::new(|dir: PathBuf, metrics: Metrics| {
+            Box::pin(async move {
+                let tables = SqliteTables::open(&dir, &metrics).await.map_err(|e| e.to_string())?;
+                Ok(Arc::new(tables) as Arc<dyn Tables>)
+            })
+        }),
+        make_local: Arc::new(local),
+        storage: Arc::new(DiskStorage::default()),
+        clock,
+        metrics,
+    }
+}
+
+/// Type names of all components.
+pub fn types() -> Vec<String> {
+    registry().types()
+}
+
+/// Whether a component of this type is shipped.
+pub fn ships(type_name: &str) -> bool {
+    types().iter().any(|t| t == type_name)
+}
+
+/// Whether a listener for this protocol is shipped.
+pub fn ships_listener(protocol: &str) -> bool {
+    registry().protocols().iter().any(|p| p == protocol)
+}

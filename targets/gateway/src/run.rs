@@ -1,0 +1,261 @@
+//! Running the node: configuration, build, serve, drain, exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selvedge::component::Fut;
+use selvedge::node::{Node, NodeConfig};
+use selvedge::resource::{
+    ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, PropertySource, PropertyValue, Resources, Severity, load,
+    load_configuration,
+};
+use selvedge::telemetry::{Metrics, logs};
+use selvedge::time::{Clock, SystemClock};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::flags::{Flags, UsageError};
+use crate::{components, control};
+
+/// What is there without YAML.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// Nothing, as daprd.
+    Sidecar,
+    /// Working defaults.
+    Newcomer,
+}
+
+/// Where the node keeps what lasts: `--data-dir`, `$STATE_DIRECTORY`, the user's state directory.
+pub fn data_dir(flags: &Flags, app_id: &str) -> PathBuf {
+    if let Some(dir) = flags.text("data-dir") {
+        return PathBuf::from(dir);
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = variable("STATE_DIRECTORY") {
+        return dir;
+    }
+    let base = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|h| h.join(".local/state"))).unwrap_or_else(|| PathBuf::from("/var/lib"));
+    base.join("selvedge").join(app_id)
+}
+
+fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
+    match flags.text("log-level").unwrap_or("info").to_ascii_lowercase().as_str() {
+        "debug" => Ok(tracing::Level::DEBUG),
+        "info" => Ok(tracing::Level::INFO),
+        "warn" | "warning" => Ok(tracing::Level::WARN),
+        "error" | "fatal" => Ok(tracing::Level::ERROR),
+        other => Err(UsageError(format!("--log-level: found {other:?}; accepted are debug, info, warn, error, fatal"))),
+    }
+}
+
+/// Everything said by flags, files and environment, checked before anything is opened.
+struct Plan {
+    config: NodeConfig,
+    grace: Duration,
+    command: Vec<String>,
+}
+
+fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
+    let property = |name: &str, value: String| PropertyValue { name: name.to_owned(), source: PropertySource::Literal(value) };
+    resources.components.push(ComponentSpec {
+        name: "statestore".to_owned(),
+        type_name: "state.sqlite".to_owned(),
+        version: "v1".to_owned(),
+        ignore_errors: false,
+        init_timeout: Duration::from_secs(5),
+        properties: vec![property("connectionString", data_dir.join("state.db").display().to_string())],
+        secret_store: None,
+        scopes: Vec::new(),
+        origin: "built in".to_owned(),
+    });
+    resources.listeners.push(ListenerSpec {
+        name: "devices".to_owned(),
+        protocol: ListenerProtocol::Mqtt,
+        bind: "127.0.0.1:1883".to_owned(),
+        pubsub: "local".to_owned(),
+        tls: None,
+        users_file: None,
+        limits: ListenerLimits::default(),
+    });
+}
+
+/// Reads everything; problems are logged, all of them. `None` when one of them keeps the node from starting.
+fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let namespace = environment("NAMESPACE").filter(|n| !n.is_empty());
+    let mut folders = flags.list("resources-path");
+    folders.extend(flags.list("components-path"));
+    let fatal = std::cell::Cell::new(false);
+    let say = |error: &dyn std::fmt::Display| {
+        fatal.set(true);
+        tracing::error!("Fatal error from runtime: {error}");
+    };
+    let mut resources = load(&folders, app_id, namespace.as_deref(), &environment).unwrap_or_else(|error| {
+        say(&error);
+        Resources::default()
+    });
+    let configuration = load_configuration(&flags.list("config"), &environment).unwrap_or_else(|error| {
+        say(&error);
+        ConfigurationSpec::default()
+    });
+    for problem in std::mem::take(&mut resources.problems) {
+        match problem.severity {
+            Severity::Error => {
+                fatal.set(true);
+                tracing::error!("{problem}");
+            }
+            Severity::Warning | Severity::Unreadable => tracing::warn!("{problem}"),
+        }
+    }
+    let data_dir = data_dir(flags, app_id);
+    if flavour == Flavour::Newcomer && folders.is_empty() {
+        defaults(&data_dir, &mut resources);
+        if let Err(error) = std::fs::create_dir_all(&data_dir) {
+            say(&format!("the data directory {} cannot be made: {error}; choose another with --data-dir", data_dir.display()));
+        }
+    }
+    for flag in flags.not_served() {
+        tracing::warn!("--{flag} is not served yet and has no effect");
+    }
+    if fatal.get() {
+        return None;
+    }
+    let config = NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
+    Some(Plan { config, grace: flags.grace(), command: flags.command.clone() })
+}
+
+/// Runs the node until it is told to stop.
+pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
+    let app_id = match (flags.text("app-id"), flavour) {
+        (Some(id), _) if !id.contains('.') => id.to_owned(),
+        (Some(id), _) => return Err(UsageError(format!("--app-id: found {id:?}; accepted is an id without dots"))),
+        (None, Flavour::Newcomer) => "selvedge".to_owned(),
+        (None, Flavour::Sidecar) => return Err(UsageError("--app-id is required (or start with `selvedge run`)".to_owned())),
+    };
+    if let Some(mode) = flags.text("mode").filter(|m| *m != "standalone") {
+        return Err(UsageError(format!("--mode: found {mode:?}; accepted is standalone")));
+    }
+    let threads = flags.threads()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    logs::start(
+        logs::LogOptions {
+            level: level(flags)?,
+            json: flags.switch("log-as-json", false),
+            app_id: app_id.clone(),
+            instance: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clock: clock.clone(),
+        },
+        std::io::stdout(),
+    );
+    tracing::info!("Starting Dapr Runtime -- version {} -- commit unknown", env!("CARGO_PKG_VERSION"));
+    let Some(plan) = plan(flags, flavour, &app_id) else { return Ok(ExitCode::FAILURE) };
+    let mut builder = if threads == 1 { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    match builder.enable_all().build() {
+        Ok(runtime) => Ok(runtime.block_on(serve(plan, flags, clock))),
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: the event loop cannot be started: {error}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn serve(plan: Plan, _flags: &Flags, clock: Arc<dyn Clock>) -> ExitCode {
+    let started = clock.monotonic();
+    let metrics = Metrics::new();
+    let node = match Node::build(plan.config, components::host(clock.clone(), metrics)).await {
+        Ok(node) => node,
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut background = tokio::task::JoinSet::new();
+    if node.hub().is_some() {
+        match control::bind(&node.config().data_dir) {
+            Ok(listener) => {
+                background.spawn(control::serve(listener, node.status()));
+            }
+            Err(error) => tracing::warn!(error = %error, "no control socket; `selvedge status` will not find this node"),
+        }
+    }
+    let mut child = match start_command(&plan.command) {
+        Ok(child) => child,
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing::info!("dapr initialized. Status: Running. Init Elapsed {}ms", clock.monotonic().since(started).as_millis());
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let (stopping, mut stopped) = watch::channel(false);
+    let stop: Fut<'static, ()> = Box::pin(async move {
+        let _ = stopped.wait_for(|s| *s).await;
+    });
+    let grace = plan.grace;
+    let mut running = tokio::spawn(node.run(stop, grace));
+    let cause = tokio::select! {
+        cause = told_to_stop() => cause,
+        cause = ended(&mut child) => cause,
+    };
+    tracing::info!("{cause}; shutting down");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stopping.send_replace(true);
+    if let Some(mut child) = child {
+        let _ = child.kill().await;
+    }
+    tokio::select! {
+        late = &mut running => match late {
+            Ok(late) if late.is_empty() => {
+                tracing::info!("Daprd shutdown gracefully");
+                ExitCode::SUCCESS
+            }
+            Ok(late) => {
+                tracing::error!(late = late.join(", "), "Graceful shutdown timeout exceeded, forcing shutdown");
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                tracing::error!(error = %error, "the node ended by a defect");
+                ExitCode::FAILURE
+            }
+        },
+        _ = told_to_stop() => {
+            tracing::error!("second signal: not waiting any longer");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Resolves at SIGTERM or SIGINT with the words for the log.
+async fn told_to_stop() -> &'static str {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        // Without handlers the default action ends the process; the store recovers from that.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "received SIGTERM",
+        _ = interrupt.recv() => "received SIGINT",
+    }
+}
+
+fn start_command(command: &[String]) -> Result<Option<tokio::process::Child>, String> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(None) };
+    tokio::process::Command::new(program).args(arguments).kill_on_drop(true).spawn().map(Some).map_err(|e| format!("cannot start {program:?}: {e}"))
+}
+
+async fn ended(child: &mut Option<tokio::process::Child>) -> &'static str {
+    match child {
+        Some(child) => {
+            let _ = child.wait().await;
+            "the program beside the node has ended"
+        }
+        None => std::future::pending().await,
+    }
+}

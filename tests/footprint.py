@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Size of the binary and memory of an idle node, printed; fails when a budget is passed.
+
+Budgets: 9 MB on disk, 9 MB resident. The idle node has the API ports and an MQTT listener open.
+"""
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+BINARY_BYTES = 9_000_000
+RSS_KIB = 9_000
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.02)
+    sys.exit(f"{what} did not happen within {seconds} s")
+
+
+def accepts(port):
+    with socket.socket() as s:
+        s.settimeout(0.2)
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main():
+    binary = pathlib.Path(sys.argv[1]).resolve()
+    size = binary.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        mqtt = free_port()
+        resources = pathlib.Path(folder, "resources")
+        resources.mkdir()
+        resources.joinpath("node.yaml").write_text(
+            "apiVersion: selvedge/v1alpha1\nkind: Listener\nmetadata: {name: devices}\n"
+            f'spec: {{protocol: mqtt, bind: "127.0.0.1:{mqtt}"}}\n'
+        )
+        command = [str(binary), "--app-id", "idle", "--resources-path", str(resources), "--data-dir", os.path.join(folder, "data")]
+        for name in ("dapr-http-port", "dapr-grpc-port", "metrics-port"):
+            command += [f"--{name}", str(free_port())]
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: accepts(mqtt), 10, "the listener's port")
+            status = pathlib.Path(f"/proc/{node.pid}/status").read_text()
+            rss = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        finally:
+            node.terminate()
+            node.wait(10)
+    print(f"binary: {size / 1e6:.2f} MB (budget {BINARY_BYTES / 1e6:.0f}); idle resident memory: {rss} KiB (budget {RSS_KIB})")
+    if size > BINARY_BYTES or rss > RSS_KIB:
+        print("a budget is passed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+//! The whole way: a device's message through the real binary to a real broker, over outages and `kill -9`.
+
+#![allow(clippy::unwrap_used)]
+
+mod ledger;
+mod way;
