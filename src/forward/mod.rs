@@ -15,6 +15,8 @@ mod metrics;
 mod pace;
 mod run;
 mod status;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use metrics::ForwardMetrics;

@@ -60,8 +60,8 @@ pub struct ForwarderConfig {
 }
 
 impl ForwarderConfig {
-    /// No routes, no drain limits, 20 s stall, window 256: past that the measured cost per message no longer falls, and a loss
-    /// repeats at most that many.
+    /// No routes, no drain limits, 20 s stall, window 512: past that the measured cost per message hardly falls, and a loss repeats at
+    /// most that many.
     #[must_use]
     pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl ForwarderConfig {
             destination,
             drain: DrainSpec::default(),
             stall: Duration::from_secs(20),
-            window: 256,
+            window: 512,
             link: LinkConfig::default(),
             seed: None,
         }

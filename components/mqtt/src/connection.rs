@@ -32,6 +32,13 @@ const READ_KEEP_BYTES: usize = 128 << 10;
 /// Turns of reading and writing before other tasks have theirs.
 const TURNS: usize = 16;
 
+/// With this many publishes of the uplink unanswered, a read that brought less than this many bytes is followed by a pause in which
+/// arrivals gather in the kernel: a broker that writes every acknowledgement by itself (mosquitto does) costs a wake-up for each of them
+/// otherwise. Measured per 100,000 publishes: 0.08 s of CPU instead of 0.83. Fewer publishes are answered without delay.
+const GATHER_FROM: usize = 16;
+const GATHER_BYTES: usize = 4_096;
+const GATHER_FOR: Duration = Duration::from_millis(1);
+
 /// Where the connection stands, for those who wait for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
@@ -261,6 +268,7 @@ impl Connection {
             unflushed: false,
             fresh: true,
             sleep: None,
+            gather: None,
         };
         driver.filled = driver.input.len();
         core.driver = Some(tokio::spawn(driver.run()));
@@ -433,6 +441,8 @@ struct Driver {
     /// Nothing has been read; the buffer may hold what came with CONNACK.
     fresh: bool,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Nothing is read before this.
+    gather: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Driver {
@@ -515,6 +525,13 @@ impl Driver {
                 Poll::Ready(Ok(())) => self.unflushed = false,
             }
         }
+        if let Some(gather) = &mut self.gather {
+            if gather.as_mut().poll(cx).is_pending() {
+                return Ok(moved);
+            }
+            self.gather = None;
+            self.stream.tcp().watch();
+        }
         if connection.core().inbound.is_full() {
             return Ok(moved);
         }
@@ -529,8 +546,12 @@ impl Driver {
                     return Err(LinkFailure::new(LinkCause::PeerError, format!("{} closed the connection", self.connection.settings.peer())));
                 }
                 self.filled += n;
-                self.received()?;
+                let in_flight = self.received()?;
                 moved = true;
+                if n < GATHER_BYTES && in_flight >= GATHER_FROM {
+                    self.stream.tcp().park();
+                    self.gather = Some(Box::pin(tokio::time::sleep(GATHER_FOR)));
+                }
             }
         }
         Ok(moved)
@@ -550,15 +571,15 @@ impl Driver {
         }
     }
 
-    /// Reads the packets that are in the buffer.
-    fn received(&mut self) -> Result<(), LinkFailure> {
+    /// Reads the packets that are in the buffer; returns how many publishes wait for their answer.
+    fn received(&mut self) -> Result<usize, LinkFailure> {
         let now = self.connection.now();
         let mut core = self.connection.core();
         let core = &mut *core;
         if core.generation != self.generation {
-            return Ok(());
+            return Ok(0);
         }
-        let Some(session) = &mut core.session else { return Ok(()) };
+        let Some(session) = &mut core.session else { return Ok(0) };
         let result = session.receive(&self.input[..self.filled], now, &mut core.acks, &mut core.events);
         // What came before a breach of the protocol counts.
         let mut events = std::mem::take(&mut core.events);
@@ -576,7 +597,7 @@ impl Driver {
         let used = result?;
         self.input.copy_within(used..self.filled, 0);
         self.filled -= used;
-        Ok(())
+        Ok(core.session.as_ref().map_or(0, Session::uplink_in_flight))
     }
 
     /// Keep-alive, and the time to look again.

@@ -12,6 +12,7 @@ mod pubsub;
 pub mod session;
 pub mod settings;
 mod supervise;
+mod tcp;
 pub mod tls;
 mod transport;
 mod uplink;

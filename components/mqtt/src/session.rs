@@ -129,6 +129,7 @@ pub struct Session {
     /// Publishes that count against the peer's receive maximum, and those that wait for room in it.
     publishes: usize,
     held: VecDeque<Vec<u8>>,
+    uplink_in_flight: usize,
     /// Publishes of quality 0: done once written up to this byte.
     unwritten: VecDeque<(u64, Owner)>,
     /// Quality 2 messages that are with us until the peer releases them.
@@ -155,6 +156,7 @@ impl Session {
             base: 0,
             publishes: 0,
             held: VecDeque::new(),
+            uplink_in_flight: 0,
             unwritten: VecDeque::new(),
             unreleased: HashSet::new(),
             last_received: now,
@@ -230,6 +232,7 @@ impl Session {
             return Ok(());
         }
         let id = self.take_id(owner).ok_or(Untaken::Full)?;
+        self.uplink_in_flight += usize::from(matches!(owner, Owner::Uplink(_)));
         if self.publishes >= usize::from(self.limits.receive_maximum) {
             let mut packet = Vec::with_capacity(sizes.0);
             wire::publish(&mut packet, version, p, id, sizes);
@@ -239,6 +242,12 @@ impl Session {
             self.append(|out| wire::publish(out, version, p, id, sizes));
         }
         Ok(())
+    }
+
+    /// Publishes of the uplink whose answer has not come.
+    #[must_use]
+    pub fn uplink_in_flight(&self) -> usize {
+        self.uplink_in_flight
     }
 
     /// Quality of service that publishes go with.
@@ -340,7 +349,7 @@ impl Session {
                 if let Some(Slot { owner: owner @ (Owner::Uplink(_) | Owner::Direct(_)), stage: Stage::Sent }) = slot {
                     self.free(id);
                     self.room();
-                    answer(owner, outcome(code, reason), acks, events);
+                    self.answered(owner, outcome(code, reason), acks, events);
                 }
                 // An answer to nothing is of no harm: brokers send one for a packet of an earlier connection.
             }
@@ -351,7 +360,7 @@ impl Session {
                         let (owner, was) = (*owner, *stage);
                         *stage = Stage::Released;
                         if was == Stage::Sent {
-                            answer(owner, outcome(code, reason), acks, events);
+                            self.answered(owner, outcome(code, reason), acks, events);
                         }
                         if code >= 0x80 {
                             self.free(id);
@@ -396,6 +405,11 @@ impl Session {
             Packet::Disconnect { code, reason } => return Err(disconnected(code, reason)),
         }
         Ok(())
+    }
+
+    fn answered(&mut self, owner: Owner, outcome: UplinkOutcome, acks: &mut Vec<UplinkAck>, events: &mut Vec<SessionEvent>) {
+        self.uplink_in_flight -= usize::from(matches!(owner, Owner::Uplink(_)));
+        answer(owner, outcome, acks, events);
     }
 
     /// A publish is off the peer's window: the next one that waits may go.

@@ -13,6 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::session::{self, MAX_INCOMING_BYTES, RECEIVE_MAXIMUM, SESSION_EXPIRY_SECONDS};
 use crate::settings::Settings;
+use crate::tcp::Tcp;
 use crate::tls::{self, Tls};
 use crate::wire::{self, Connect, Packet, PeerLimitsSeen};
 
@@ -23,9 +24,19 @@ const MOST_ADDRESSES: usize = 4;
 #[derive(Debug)]
 pub enum Stream {
     /// Plain.
-    Tcp(TcpStream),
+    Tcp(Tcp),
     /// Encrypted.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Tcp>>),
+}
+
+impl Stream {
+    /// The stream below encryption.
+    pub fn tcp(&mut self) -> &mut Tcp {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_mut().0,
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -96,7 +107,7 @@ pub async fn open(settings: &Settings) -> Result<Opened, LinkFailure> {
     let opening = async {
         let tcp = tcp(settings, &mut step).await?;
         let mut stream = match &settings.tls {
-            None => Stream::Tcp(tcp),
+            None => Stream::Tcp(tcp.into()),
             Some(tls) => {
                 step = "the TLS handshake with";
                 Stream::Tls(Box::new(encrypt(settings, tls, tcp).await?))
@@ -142,10 +153,10 @@ async fn tcp(settings: &Settings, step: &mut &str) -> Result<TcpStream, LinkFail
     Err(failure)
 }
 
-async fn encrypt(settings: &Settings, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<TcpStream>, LinkFailure> {
+async fn encrypt(settings: &Settings, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<Tcp>, LinkFailure> {
     let fail = |e: io::Error| LinkFailure::new(tls::classify(&e).unwrap_or(LinkCause::TlsTrust), format!("TLS with {}: {e}", settings.peer()));
     let name = Tls::server_name(&settings.host).map_err(fail)?;
-    TlsConnector::from(tls.config.clone()).connect(name, tcp).await.map_err(fail)
+    TlsConnector::from(tls.config.clone()).connect(name, Tcp::from(tcp)).await.map_err(fail)
 }
 
 /// CONNECT and CONNACK.

@@ -1,0 +1,446 @@
+//! The forwarder against a scripted uplink. Time is tokio's paused time, so waits cost nothing and durations are exact.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use super::*;
+use crate::component::{Fut, LinkCause, LinkFailure, MemoryTables, PeerLimits, Tables as _, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
+use crate::escape::LinkState;
+use crate::hub::Hub;
+use crate::message::Inbound;
+use crate::outbox::sim::SimStorage;
+use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
+use crate::resource::{DrainSpec, RouteSpec};
+use crate::telemetry::Metrics;
+use crate::time::{Clock, Monotonic, Timestamp};
+
+/// Tokio's clock, which tests pause.
+struct TokioClock(tokio::time::Instant);
+
+impl Clock for TokioClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_764_000_000_000).plus(self.0.elapsed())
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        Monotonic(self.0.elapsed())
+    }
+}
+
+/// The answer to a publish; `None` = never.
+type Answer = Box<dyn FnMut(&Sent) -> Option<UplinkOutcome> + Send>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sent {
+    token: u64,
+    topic: String,
+    payload: String,
+    at: Duration,
+    repeated: bool,
+    marks: Vec<(String, String)>,
+}
+
+struct Peer {
+    start: tokio::time::Instant,
+    answer: Answer,
+    /// What connecting gives, one by one; then success.
+    connects: VecDeque<LinkFailure>,
+    /// Breaks the connection when there is nothing to do.
+    breaks: VecDeque<LinkFailure>,
+    sent: Vec<Sent>,
+    waiting: Vec<UplinkAck>,
+    in_flight: usize,
+    most_in_flight: usize,
+    connected_at: Vec<Duration>,
+    disconnects: usize,
+    receive_maximum: u16,
+    /// No answer goes out before this.
+    hold_until: Duration,
+}
+
+#[derive(Clone)]
+struct Scripted(Arc<Mutex<Peer>>);
+
+impl Scripted {
+    fn new(answer: impl FnMut(&Sent) -> Option<UplinkOutcome> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Peer {
+            start: tokio::time::Instant::now(),
+            answer: Box::new(answer),
+            connects: VecDeque::new(),
+            breaks: VecDeque::new(),
+            sent: Vec::new(),
+            waiting: Vec::new(),
+            in_flight: 0,
+            most_in_flight: 0,
+            connected_at: Vec::new(),
+            disconnects: 0,
+            receive_maximum: u16::MAX,
+            hold_until: Duration::ZERO,
+        })))
+    }
+
+    fn accepting() -> Self {
+        Self::new(|_| Some(UplinkOutcome::Accepted))
+    }
+
+    fn peer(&self) -> std::sync::MutexGuard<'_, Peer> {
+        self.0.lock().unwrap()
+    }
+
+    fn payloads(&self) -> Vec<String> {
+        self.peer().sent.iter().map(|s| s.payload.clone()).collect()
+    }
+}
+
+impl Uplink for Scripted {
+    fn connect<'a>(&'a mut self) -> Fut<'a, Result<PeerLimits, LinkFailure>> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let mut peer = self.peer();
+            peer.in_flight = 0;
+            peer.waiting.clear();
+            let now = peer.start.elapsed();
+            peer.connected_at.push(now);
+            match peer.connects.pop_front() {
+                Some(failure) => Err(failure),
+                None => {
+                    let receive_maximum = peer.receive_maximum;
+                    Ok(PeerLimits { receive_maximum, maximum_packet_bytes: None, silence: Duration::from_secs(45), carries_marks: true })
+                }
+            }
+        })
+    }
+
+    fn enqueue(&mut self, p: &UplinkPublish<'_>) -> Result<(), UplinkOutcome> {
+        let mut peer = self.peer();
+        let sent = Sent {
+            token: p.token,
+            topic: p.topic.to_owned(),
+            payload: String::from_utf8_lossy(p.payload).into_owned(),
+            at: peer.start.elapsed(),
+            repeated: p.repeated,
+            marks: p.marks.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        };
+        if let Some(outcome) = (peer.answer)(&sent) {
+            peer.waiting.push(UplinkAck { token: p.token, outcome });
+        }
+        peer.sent.push(sent);
+        peer.in_flight += 1;
+        peer.most_in_flight = peer.most_in_flight.max(peer.in_flight);
+        Ok(())
+    }
+
+    fn drive<'a>(&'a mut self, acks: &'a mut Vec<UplinkAck>, _until_written: bool) -> Fut<'a, Result<(), LinkFailure>> {
+        Box::pin(async move {
+            // An answer takes a round trip.
+            let wait = {
+                let peer = self.peer();
+                Duration::from_millis(1).max(peer.hold_until.saturating_sub(peer.start.elapsed()))
+            };
+            tokio::time::sleep(wait).await;
+            let ready = {
+                let mut peer = self.peer();
+                if peer.waiting.is_empty() {
+                    peer.breaks.pop_front().map(Err)
+                } else {
+                    peer.in_flight -= peer.waiting.len();
+                    acks.append(&mut peer.waiting);
+                    Some(Ok(()))
+                }
+            };
+            match ready {
+                Some(result) => result,
+                None => std::future::poll_fn(|_| Poll::Pending).await,
+            }
+        })
+    }
+
+    fn disconnect<'a>(&'a mut self) -> Fut<'a, ()> {
+        self.peer().disconnects += 1;
+        Box::pin(async {})
+    }
+}
+
+struct Rig {
+    hub: Hub,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    destination: DestinationId,
+    write: Mutex<Box<dyn FnMut() + Send>>,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
+        // The store's writer is stepped here: a thread of its own would not know that time is paused.
+        let lane = LaneConfig { name: "default".into(), durability: Durability::Fsync, quota_bytes: 8 << 20, ttl: None, when_full: WhenFull::Reject };
+        let config = OutboxConfig {
+            dir: "/outbox".into(),
+            node: "test".into(),
+            lanes: vec![lane],
+            segment_bytes: 1 << 20,
+            cursor_interval: Duration::from_secs(1),
+        };
+        let (outbox, mut writer, _) = Outbox::open_without_thread(config, Arc::new(SimStorage::default()), clock.clone()).unwrap();
+        let write: Box<dyn FnMut() + Send> = Box::new(move || {
+            writer.step(false);
+        });
+        let hub = Hub::new(outbox, Vec::new(), MemoryTables::default().open("retained").await.unwrap(), clock.clone()).await.unwrap();
+        let destination = hub.destination("upstream/cloud").unwrap();
+        hub.bind(destination, "cloud", "#").unwrap();
+        hub.bind(destination, "local", "#").unwrap();
+        Self { hub, clock, metrics: Metrics::new(), destination, write: Mutex::new(write) }
+    }
+
+    fn accept(&self, pubsub: &str, topic: &str, numbers: std::ops::Range<u32>) {
+        let payloads: Vec<String> = numbers.map(|n| n.to_string()).collect();
+        let batch: Vec<Inbound<'_>> = payloads.iter().map(|p| Inbound::new(topic, p.as_bytes())).collect();
+        let accepted = self.hub.accept(pubsub, &batch);
+        assert_eq!(accepted.taken, batch.len());
+        while !self.hub.is_settled(&accepted.receipt) {
+            (self.write.lock().unwrap())();
+        }
+    }
+
+    fn config(&self) -> ForwarderConfig {
+        ForwarderConfig { seed: Some(1), ..ForwarderConfig::new("cloud", self.destination) }
+    }
+
+    fn start(&self, config: ForwarderConfig, uplink: &Scripted) -> (ForwarderStatus, tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let metrics = ForwardMetrics::register(&self.metrics);
+        let forwarder = Forwarder::new(config, self.hub.clone(), Box::new(uplink.clone()), self.clock.clone(), &metrics);
+        let status = forwarder.status();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let task = tokio::spawn(forwarder.run(Box::pin(async move {
+            let _ = stopped.await;
+        })));
+        (status, stop, task)
+    }
+}
+
+async fn until(mut holds: impl FnMut() -> bool) {
+    let start = tokio::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(600), "the condition does not come true");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_record_is_acknowledged_before_the_others_are_sent() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..50);
+    let uplink = Scripted::accepting();
+    uplink.peer().hold_until = Duration::from_secs(3);
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((uplink.payloads(), status.state()), (numbers(0..1), LinkState::Probing));
+    until(|| status.state() == LinkState::Up).await;
+    until(|| status.snapshot().acknowledged == 50).await;
+    assert_eq!(uplink.payloads(), numbers(0..50));
+    let snapshot = status.snapshot();
+    assert_eq!((snapshot.sent, snapshot.refused, snapshot.queued, snapshot.connects), (50, 0, 0, 1));
+    let metrics = rig.metrics.render();
+    for line in [
+        "selvedge_link_state{upstream=\"cloud\"} 3",
+        "selvedge_forward_acknowledged_total{upstream=\"cloud\"} 50",
+        "selvedge_forward_latency_seconds_count{upstream=\"cloud\"} 50",
+        "selvedge_link_changes_total{upstream=\"cloud\",cause=\"none\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_is_the_smaller_of_ours_and_the_peers() {
+    for (ours, theirs, expected) in [(20, 65_535, 20), (256, 7, 7), (1, 1, 1)] {
+        let rig = Rig::new().await;
+        rig.accept("cloud", "t", 0..200);
+        let uplink = Scripted::accepting();
+        uplink.peer().receive_maximum = theirs;
+        let (status, _stop, _task) = rig.start(ForwarderConfig { window: ours, ..rig.config() }, &uplink);
+        until(|| status.snapshot().acknowledged == 200).await;
+        assert_eq!(uplink.peer().most_in_flight, expected);
+        assert_eq!(uplink.payloads(), numbers(0..200));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_leaves_at_the_drains_rate_and_what_comes_after_it_at_once() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..301);
+    let uplink = Scripted::accepting();
+    let drain = DrainSpec { messages_per_second: Some(100), ..DrainSpec::default() };
+    let (status, _stop, _task) = rig.start(ForwarderConfig { drain, ..rig.config() }, &uplink);
+    until(|| status.state() == LinkState::Up).await;
+    let took = uplink.peer().sent.last().unwrap().at;
+    assert!((Duration::from_millis(2_700)..Duration::from_millis(3_300)).contains(&took), "300 records took {took:?}");
+    let before = tokio::time::Instant::now();
+    rig.accept("cloud", "t", 301..401);
+    until(|| status.snapshot().acknowledged == 401).await;
+    assert!(before.elapsed() < Duration::from_millis(500), "live records took {:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_begins_within_its_jitter() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..10);
+    let uplink = Scripted::accepting();
+    let drain = DrainSpec { jitter: Duration::from_secs(30), ..DrainSpec::default() };
+    let (status, _stop, _task) = rig.start(ForwarderConfig { drain, seed: Some(3), ..rig.config() }, &uplink);
+    until(|| status.snapshot().acknowledged == 10).await;
+    let sent = uplink.peer().sent.clone();
+    let (probe, first) = (sent[0].at, sent[1].at);
+    assert!(first - probe > Duration::from_millis(100) && first - probe < Duration::from_secs(31), "{probe:?} {first:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_link_that_breaks_is_opened_again() {
+    let rig = Rig::new().await;
+    let uplink = Scripted::accepting();
+    uplink.peer().connects.push_back(LinkFailure::new(LinkCause::Dns, "no such name"));
+    uplink.peer().breaks.push_back(LinkFailure::new(LinkCause::PeerError, "closed"));
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| uplink.peer().connected_at.len() == 3).await;
+    until(|| status.state() == LinkState::Up).await;
+    assert_eq!(status.snapshot().connects, 2);
+    rig.accept("cloud", "t", 0..1);
+    until(|| status.snapshot().acknowledged == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_on_its_way_when_the_link_broke_goes_again_in_order() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..100);
+    // The fortieth and all behind it are not answered on the first connection.
+    let mut seen = 0;
+    let uplink = Scripted::new(move |_| {
+        seen += 1;
+        (!(40..=100).contains(&seen)).then_some(UplinkOutcome::Accepted)
+    });
+    uplink.peer().breaks.push_back(LinkFailure::new(LinkCause::Tcp, "reset"));
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| status.snapshot().acknowledged == 100).await;
+    let sent = uplink.peer().sent.clone();
+    assert_eq!(sent.iter().map(|s| s.payload.clone()).collect::<Vec<_>>(), [numbers(0..100), numbers(39..100)].concat());
+    assert!(sent[..100].iter().all(|s| !s.repeated) && sent[100..].iter().all(|s| s.repeated));
+    let marks: Vec<&str> = sent[100].marks.iter().map(|(k, _)| k.as_str()).collect();
+    assert_eq!(marks, ["selvedge-id", "selvedge-time", "selvedge-delay-ms"]);
+    assert_eq!(sent[39].marks[0], sent[100].marks[0], "a repeat carries the same id");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_breaks_the_link_after_the_stall_time() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..1);
+    let mut seen = 0;
+    let uplink = Scripted::new(move |_| {
+        seen += 1;
+        (seen > 1).then_some(UplinkOutcome::Accepted)
+    });
+    let (mut status, _stop, _task) = rig.start(rig.config(), &uplink);
+    while status.snapshot().cause != Some(LinkCause::Silent) {
+        assert!(status.changed().await);
+    }
+    let stalled = tokio::time::Instant::now() - uplink.peer().start;
+    assert!((Duration::from_secs(20)..Duration::from_millis(20_500)).contains(&stalled), "{stalled:?}");
+    assert!(status.snapshot().detail.contains("1 publishes are unanswered"), "{:?}", status.snapshot());
+    until(|| status.snapshot().acknowledged == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_now_is_probed_with_back_off_on_the_same_connection() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..20);
+    let mut refusals = 5;
+    let uplink = Scripted::new(move |sent| {
+        if sent.payload == "7" && refusals > 0 {
+            refusals -= 1;
+            return Some(UplinkOutcome::TryLater("quota exceeded".into()));
+        }
+        Some(UplinkOutcome::Accepted)
+    });
+    let (status, _stop, _task) = rig.start(ForwarderConfig { window: 1, ..rig.config() }, &uplink);
+    until(|| status.snapshot().cause == Some(LinkCause::Quota)).await;
+    assert_eq!(status.state(), LinkState::Probing);
+    until(|| status.snapshot().acknowledged == 20).await;
+    let expected = [numbers(0..7), vec!["7".to_owned(); 5], numbers(7..20)].concat();
+    assert_eq!((uplink.payloads(), uplink.peer().connected_at.len()), (expected, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_record_is_counted_and_does_not_come_again() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..10);
+    let uplink =
+        Scripted::new(|sent| Some(if sent.payload == "4" { UplinkOutcome::Refused("not authorized".into()) } else { UplinkOutcome::Accepted }));
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
+    assert_eq!((status.snapshot().acknowledged, status.snapshot().refused), (9, 1));
+    assert_eq!(uplink.payloads(), numbers(0..10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_give_the_topic_and_own_publishes_keep_theirs() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "own/topic", 0..1);
+    rig.accept("local", "sensors/a", 1..2);
+    let route = RouteSpec {
+        from: "local".into(),
+        topics: vec!["sensors/#".into()],
+        to: vec!["cloud".into()],
+        prefix: "site7/".into(),
+        strip_prefix: String::new(),
+    };
+    let uplink = Scripted::accepting();
+    let (status, _stop, _task) = rig.start(ForwarderConfig { routes: vec![route], ..rig.config() }, &uplink);
+    until(|| status.snapshot().acknowledged == 2).await;
+    let topics: Vec<_> = uplink.peer().sent.iter().map(|s| s.topic.clone()).collect();
+    assert_eq!(topics, ["own/topic", "site7/sensors/a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_answers_two_seconds_at_most() {
+    for answered in [true, false] {
+        let rig = Rig::new().await;
+        let uplink = Scripted::new(move |_| answered.then_some(UplinkOutcome::Accepted));
+        let (status, stop, task) = rig.start(rig.config(), &uplink);
+        until(|| status.state() == LinkState::Up).await;
+        let start = uplink.peer().start;
+        uplink.peer().hold_until = start.elapsed() + Duration::from_secs(1);
+        rig.accept("cloud", "t", 0..5);
+        until(|| status.snapshot().sent == 5).await;
+        let begin = tokio::time::Instant::now();
+        stop.send(()).unwrap();
+        task.await.unwrap();
+        let snapshot = status.snapshot();
+        if answered {
+            assert_eq!((snapshot.acknowledged, snapshot.queued), (5, 0));
+            assert!(begin.elapsed() < Duration::from_millis(1_500));
+        } else {
+            assert_eq!((snapshot.acknowledged, snapshot.queued), (0, 5));
+            assert!((Duration::from_secs(2)..Duration::from_millis(2_500)).contains(&begin.elapsed()));
+        }
+        assert_eq!((snapshot.state, snapshot.cause, uplink.peer().disconnects), (LinkState::Down, Some(LinkCause::Operator), 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_a_connect_and_a_wait_at_once() {
+    let rig = Rig::new().await;
+    let uplink = Scripted::accepting();
+    uplink.peer().connects.extend((0..50).map(|_| LinkFailure::new(LinkCause::Tcp, "refused")));
+    let (status, stop, task) = rig.start(rig.config(), &uplink);
+    until(|| uplink.peer().connected_at.len() > 5).await;
+    let begin = tokio::time::Instant::now();
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_millis(10));
+    assert_eq!(status.snapshot().connects, 0);
+}
