@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);
 
-struct Box_ {
+struct Node {
     hub: Hub,
     metrics: Metrics,
     address: SocketAddr,
@@ -61,11 +61,11 @@ async fn context_on(spec: ListenerSpec, storage: Arc<SimStorage>) -> ListenerCon
     ListenerContext { name: spec.name.clone(), spec, hub, tables, clock, metrics: Metrics::new() }
 }
 
-async fn start() -> Box_ {
+async fn start() -> Node {
     start_on(Arc::new(SimStorage::default())).await
 }
 
-async fn start_on(storage: Arc<SimStorage>) -> Box_ {
+async fn start_on(storage: Arc<SimStorage>) -> Node {
     let context = context_on(spec(), storage).await;
     let (hub, metrics) = (context.hub.clone(), context.metrics.clone());
     let listener: Box<dyn BoundListener> = selvedge_coap::bind(context).await.unwrap();
@@ -74,10 +74,10 @@ async fn start_on(storage: Arc<SimStorage>) -> Box_ {
     let served = tokio::spawn(listener.serve(Box::pin(async move {
         let _ = stopped.await;
     })));
-    Box_ { hub, metrics, address, stop, served }
+    Node { hub, metrics, address, stop, served }
 }
 
-impl Box_ {
+impl Node {
     async fn client(&self) -> Client {
         Client::connect(self.address, 100).await.unwrap()
     }
