@@ -153,6 +153,14 @@ impl Registry {
         Ok(factory(context).await?)
     }
 
+    /// Protocols that have a listener, sorted.
+    #[must_use]
+    pub fn protocols(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.listeners.keys().cloned().collect();
+        all.sort();
+        all
+    }
+
     /// All full type names, sorted.
     #[must_use]
     pub fn types(&self) -> Vec<String> {

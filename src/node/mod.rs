@@ -5,9 +5,10 @@
 
 mod components;
 mod inbound;
+mod readings;
 mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,6 +118,7 @@ pub struct Node {
     listeners: Vec<(String, Box<dyn BoundListener>)>,
     forwarders: Vec<Forwarder>,
     inbound: Vec<inbound::InboundRoute>,
+    readings: Vec<readings::Readings>,
     started: Timestamp,
 }
 
@@ -235,6 +237,8 @@ impl Node {
             Some(hub) => routes(&config, &host, hub, &components)?,
             None => (Vec::new(), Vec::new()),
         };
+        let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
+        let readings = readings(&components, hub.as_ref(), &outboxed)?;
         let mut listeners = Vec::new();
         if let (Some(hub), Some(tables)) = (&hub, &tables) {
             for spec in &config.resources.listeners {
@@ -252,7 +256,7 @@ impl Node {
             }
         }
         let started = host.clock.now();
-        Ok(Self { config, host, hub, components, listeners, forwarders, inbound, started })
+        Ok(Self { config, host, hub, components, listeners, forwarders, inbound, readings, started })
     }
 
     /// The handle to what the node is doing.
@@ -304,6 +308,9 @@ impl Node {
         for route in self.inbound {
             routes.spawn(route.run(after(2)));
         }
+        for reading in self.readings {
+            routes.spawn(reading.run(after(2)));
+        }
         let mut forwarders: JoinSet<()> = JoinSet::new();
         for forwarder in self.forwarders {
             forwarders.spawn(forwarder.run(after(3)));
@@ -311,7 +318,9 @@ impl Node {
         stop.await;
         let mut late = Vec::new();
         let deadline = tokio::time::Instant::now() + grace;
-        for (phase, name, tasks) in [(1, "listeners", &mut listeners), (2, "inbound routes", &mut routes), (3, "forwarders", &mut forwarders)] {
+        for (phase, name, tasks) in
+            [(1, "listeners", &mut listeners), (2, "input bindings and inbound routes", &mut routes), (3, "forwarders", &mut forwarders)]
+        {
             stopping.send_replace(phase);
             let ended = tokio::time::timeout_at(deadline, async { while tasks.join_next().await.is_some() {} }).await;
             if ended.is_err() {
@@ -329,6 +338,28 @@ impl Node {
         }
         late
     }
+}
+
+/// Input bindings with `publishTo`: their readings become messages without an application in between.
+fn readings(components: &Components, hub: Option<&Hub>, upstreams: &BTreeSet<String>) -> Result<Vec<readings::Readings>, NodeError> {
+    let mut all = Vec::new();
+    for (name, binding) in &components.bindings {
+        let (Some(to), Some(source)) = (binding.properties.get("publishTo").filter(|t| !t.is_empty()), &binding.item.input) else { continue };
+        let topic = binding.properties.get("publishTopic").filter(|t| !t.is_empty()).unwrap_or(name).to_owned();
+        if let Err(error) = crate::topic::check_name(&topic) {
+            return Err(NodeError::Route(format!("binding {name}: publishTopic {topic:?}: {error}")));
+        }
+        let target = match (hub, components.pubsub.get(to)) {
+            // A name space of the box, or an upstream behind the outbox: accepted here, whatever the link does.
+            (Some(hub), Some(pubsub)) if pubsub.type_name == "pubsub.local" || upstreams.contains(to) => {
+                readings::Target::Hub(hub.clone(), to.to_owned())
+            }
+            (_, Some(pubsub)) => readings::Target::PubSub(pubsub.item.clone()),
+            (_, None) => return Err(NodeError::Route(format!("binding {name}: publishTo names the pub/sub {to:?}, and no component has that name"))),
+        };
+        all.push(readings::Readings { name: name.clone(), topic, source: source.clone(), target });
+    }
+    Ok(all)
 }
 
 /// Forwarders for the pub/subs that routes lead to or that stand behind the outbox, and routes that lead in.
@@ -356,8 +387,8 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
         let destination = hub.destination(&upstream_destination(name)).map_err(|e| fail(&e))?;
         hub.bind(destination, name, "#").map_err(|e| fail(&e))?;
         for route in &towards {
-            if let Some(from) = route.from_other_than_name_space(&is_name_space) {
-                return Err(NodeError::Route(format!("the route from {from:?} to {name:?} is not served: one end must be local")));
+            if !is_name_space(&route.from) {
+                return Err(NodeError::Route(format!("the route from {:?} to {name:?} is not served: one end must be local", route.from)));
             }
             for filter in &route.topics {
                 hub.bind(destination, &route.from, filter).map_err(|e| fail(&e))?;
@@ -382,10 +413,4 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
         }
     }
     Ok((forwarders, inward))
-}
-
-impl RouteSpec {
-    fn from_other_than_name_space(&self, is_name_space: &impl Fn(&str) -> bool) -> Option<&str> {
-        (!is_name_space(&self.from)).then_some(self.from.as_str())
-    }
 }

@@ -42,7 +42,9 @@ pub fn node_id(data_dir: &Path) -> std::io::Result<String> {
 /// Whether anything here stores messages. A node that is configured as a plain Dapr sidecar keeps no folder.
 fn needs_store(resources: &Resources) -> bool {
     let upstream = |t: &str| ["pubsub.mqtt", "pubsub.mqtt3", "pubsub.mqtt5", "pubsub.local"].contains(&t.to_ascii_lowercase().as_str());
-    !resources.listeners.is_empty() || !resources.forwardings.is_empty() || resources.components.iter().any(|c| upstream(&c.type_name))
+    !resources.listeners.is_empty()
+        || !resources.forwardings.is_empty()
+        || resources.components.iter().any(|c| upstream(&c.type_name) || c.publishes_to_local())
 }
 
 /// Lanes in the order of the rules, the default one last, and the rules.
@@ -89,7 +91,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<(Hub
     tracing::info!(
         segments = recovery.segments,
         scanned_records = recovery.scanned_records,
-        torn_bytes = recovery.torn_bytes,
+        torn_tails = recovery.torn_tails,
         set_aside = recovery.set_aside.len(),
         "the outbox is open"
     );

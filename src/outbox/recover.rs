@@ -27,8 +27,8 @@ pub struct Recovery {
     pub segments: usize,
     /// Records read from the last segments.
     pub scanned_records: u64,
-    /// Bytes cut from torn tails.
-    pub torn_bytes: u64,
+    /// Segments whose last record was torn and cut.
+    pub torn_tails: usize,
     /// Files that were set aside, by their new names.
     pub set_aside: Vec<PathBuf>,
 }
@@ -96,9 +96,21 @@ fn read_header(file: &dyn StoredFile) -> io::Result<Result<(Header, usize), Brok
     }
 }
 
-/// Walks the records of a file from `start`: end of the last good one, one past its sequence, counts by destination.
-fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Result<(u64, u64, BTreeMap<DestinationId, u64>, u64)> {
-    let (mut offset, mut next, mut counts, mut records) = (start, first, BTreeMap::new(), 0);
+/// What the records of a segment say.
+struct Scan {
+    /// End of the last good one.
+    end: u64,
+    /// One past its sequence.
+    next: u64,
+    counts: BTreeMap<DestinationId, u64>,
+    records: u64,
+    /// Something that is no record follows, where a preallocated tail would have zeros.
+    torn: bool,
+}
+
+/// Walks the records of a file from `start`.
+fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Result<Scan> {
+    let (mut offset, mut next, mut counts, mut records, mut torn) = (start, first, BTreeMap::new(), 0, false);
     let mut buffer = vec![0; SCAN_BYTES];
     loop {
         let filled = file.read_at(offset, &mut buffer)?;
@@ -118,12 +130,16 @@ fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Re
                     break false;
                 }
                 Err(Broken::Incomplete(_)) if filled == buffer.len() && at > 0 => break false,
-                _ => break true,
+                Err(Broken::Unwritten) => break true,
+                _ => {
+                    torn = at < filled;
+                    break true;
+                }
             }
         };
         offset += at as u64;
         if stop {
-            return Ok((offset, next, counts, records));
+            return Ok(Scan { end: offset, next, counts, records, torn });
         }
     }
 }
@@ -247,10 +263,10 @@ fn recover_lane(
 
     let mut accepted: BTreeMap<DestinationId, u64> = BTreeMap::new();
     if let Some(last) = lane.segments.back_mut() {
-        let (end, next, counts, records) =
+        let Scan { end, next, counts, records, torn } =
             scan(last.file.as_ref(), last.data_start, last.base, largest).map_err(|e| directory("cannot read", &last.path, &e))?;
         report.scanned_records += records;
-        report.torn_bytes += last.data_end.saturating_sub(end);
+        report.torn_tails += usize::from(torn);
         if end < last.data_end && last.file.set_len(end).is_ok() {
             last.disk_bytes = end;
         }

@@ -87,6 +87,7 @@ impl Resources {
     pub fn needs_local(&self) -> bool {
         let declared = self.components.iter().any(|c| c.name == "local");
         let named = self.listeners.iter().any(|l| l.pubsub == "local")
+            || self.components.iter().any(ComponentSpec::publishes_to_local)
             || self.forwardings.iter().flat_map(|f| &f.routes).any(|r| r.from == "local" || r.to.iter().any(|t| t == "local"));
         named && !declared
     }

@@ -60,6 +60,14 @@ pub struct ComponentSpec {
     pub origin: String,
 }
 
+impl ComponentSpec {
+    /// An input binding whose readings go to the pub/sub `local`.
+    #[must_use]
+    pub fn publishes_to_local(&self) -> bool {
+        self.properties.iter().any(|p| p.name.eq_ignore_ascii_case("publishTo") && p.source == PropertySource::Literal("local".to_owned()))
+    }
+}
+
 /// One rule of a subscription's routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRule {

@@ -52,3 +52,13 @@ pub fn host(clock: Arc<dyn Clock>, metrics: Metrics) -> Host {
 pub fn types() -> Vec<String> {
     registry().types()
 }
+
+/// Whether a component of this type is shipped.
+pub fn ships(type_name: &str) -> bool {
+    types().iter().any(|t| t == type_name)
+}
+
+/// Whether a listener for this protocol is shipped.
+pub fn ships_listener(protocol: &str) -> bool {
+    registry().protocols().iter().any(|p| p == protocol)
+}

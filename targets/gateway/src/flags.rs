@@ -80,6 +80,7 @@ const FLAGS: &[Flag] = &[
     // Ours.
     ("data-dir", Kind::Text, true),
     ("threads", Kind::Integer, true),
+    ("upstream", Kind::Text, true),
 ];
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.

@@ -3,6 +3,7 @@
 mod check;
 mod components;
 mod control;
+mod demo;
 mod flags;
 mod run;
 mod status;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let result = match flags.rest.first().map(String::as_str) {
         None => run::run(&flags, run::Flavour::Sidecar),
         Some("run") => run::run(&flags, run::Flavour::Newcomer),
+        Some("demo") => demo::demo(&flags),
         Some("check") => check::check(&flags),
         Some("status") => status::status(&flags),
         Some("version") => {
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
             help();
             Ok(ExitCode::SUCCESS)
         }
-        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, check, status, version, help"))),
+        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, version, help"))),
     };
     result.unwrap_or_else(|error| {
         eprintln!("selvedge: {error}");
@@ -53,6 +55,8 @@ fn help() {
          selvedge [FLAGS]            run as a sidecar, with daprd's flags; only what the YAML declares exists\n\
          selvedge run [FLAGS] [-- PROGRAM ...]\n                            \
          run with working defaults where no --resources-path is given, and a program beside it\n\
+         selvedge demo [--upstream mqtt://HOST:PORT]\n                            \
+         an outage, a kill and the books, in about a minute\n\
          selvedge check DIR...       check folders of YAML strictly, start nothing\n\
          selvedge status             what the node of this data directory is doing, as JSON\n\
          selvedge version\n\n\

@@ -1,0 +1,81 @@
+//! Input bindings whose readings are published on the box: `publishTo` names the pub/sub, `publishTopic` the topic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::component::{BindingHandler, BindingReading, Fut, HandlerError, InputBinding, PubSub, PublishRequest};
+use crate::hub::Hub;
+use crate::message::{Attributes, Inbound};
+
+/// Wait between attempts to attach a source.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Where readings go.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// A name space of topics on this box.
+    Hub(Hub, String),
+    /// A pub/sub component.
+    PubSub(Arc<dyn PubSub>),
+}
+
+/// One binding and where its readings go.
+pub(super) struct Readings {
+    pub name: String,
+    pub topic: String,
+    pub source: Arc<dyn InputBinding>,
+    pub target: Target,
+}
+
+struct Publisher {
+    topic: String,
+    target: Target,
+}
+
+impl BindingHandler for Publisher {
+    fn handle<'a>(&'a self, reading: BindingReading) -> Fut<'a, Result<Option<Bytes>, HandlerError>> {
+        Box::pin(async move {
+            let topic = match reading.metadata.get("topic").filter(|t| !t.is_empty()) {
+                Some(suffix) => format!("{}/{suffix}", self.topic),
+                None => self.topic.clone(),
+            };
+            match &self.target {
+                Target::Hub(hub, pubsub) => {
+                    let attributes = Attributes { content_type: reading.content_type.as_deref(), ..Attributes::default() };
+                    let message = Inbound { attributes, ..Inbound::new(&topic, &reading.data) };
+                    hub.accept_one(pubsub, &message).await.map_err(|e| HandlerError::Retry(e.to_string()))?;
+                }
+                Target::PubSub(pubsub) => {
+                    let request = PublishRequest { topic, data: reading.data, content_type: reading.content_type, ..PublishRequest::default() };
+                    pubsub.publish(request).await.map_err(|e| HandlerError::Retry(e.to_string()))?;
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+impl Readings {
+    /// Reads until `stop` resolves.
+    pub(super) async fn run(self, mut stop: Fut<'static, ()>) {
+        let handler = Arc::new(Publisher { topic: self.topic, target: self.target });
+        loop {
+            match self.source.read(handler.clone()).await {
+                Ok(handle) => {
+                    stop.await;
+                    handle.close().await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(binding = %self.name, error = %error, "an input binding could not be read; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => {}
+                        () = &mut stop => return,
+                    }
+                }
+            }
+        }
+    }
+}
