@@ -132,7 +132,7 @@ impl Server {
     async fn run(mut self, mut stop: Fut<'static, ()>) {
         let mut buffer = vec![0; MAX_DATAGRAM_BYTES + 1];
         let mut stop_by: Option<Monotonic> = None;
-        tracing::info!(listener = %self.name, address = %self.address, "coap listener serves");
+        tracing::debug!(listener = %self.name, address = %self.address, "coap listener serves");
         loop {
             let now = self.clock.monotonic();
             if let Some(by) = stop_by
@@ -168,7 +168,7 @@ impl Server {
             self.endpoint.tick(now, &mut self.actions);
             self.perform().await;
         }
-        tracing::info!(listener = %self.name, "coap listener stopped");
+        tracing::debug!(listener = %self.name, "coap listener stopped");
     }
 
     /// Reads what has come, up to a batch.
