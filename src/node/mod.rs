@@ -406,6 +406,7 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
         forwarder.drain = drain;
         if let Some(policy) = policy {
             forwarder.stall = policy.stall;
+            forwarder.link.stable = policy.heal;
         }
         forwarders.push(Forwarder::new(forwarder, hub.clone(), uplink, host.clock.clone(), &metrics));
     }

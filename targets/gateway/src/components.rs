@@ -15,7 +15,7 @@ use selvedge_sqlite::SqliteTables;
 /// Everything that can be configured.
 fn registry() -> Registry {
     let mut registry = Registry::new();
-    registry.add_listener("coap", selvedge_coap::bind);
+    selvedge_coap::register(&mut registry);
     selvedge_cron::register(&mut registry);
     selvedge_http::register(&mut registry);
     selvedge_local::register(&mut registry);
@@ -24,6 +24,7 @@ fn registry() -> Registry {
     selvedge_mqtt::register(&mut registry);
     selvedge_mqtt_listener::register(&mut registry);
     selvedge_secrets::register(&mut registry);
+    selvedge_sensors::register(&mut registry);
     selvedge_sqlite::register(&mut registry);
     registry
 }
