@@ -49,6 +49,34 @@ impl Metrics {
         metric
     }
 
+    /// Everything in Prometheus' older text format, which every scraper reads: there a counter's own name ends in `_total`.
+    #[must_use]
+    pub fn render_text(&self) -> String {
+        let open = self.render();
+        let mut out = String::with_capacity(open.len() + 1024);
+        let mut help: Option<(&str, &str)> = None;
+        for line in open.lines() {
+            if let Some((name, text)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) {
+                help = Some((name, text));
+                continue;
+            }
+            if line == "# EOF" || line.starts_with("# UNIT ") {
+                continue;
+            }
+            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                if let Some((_, text)) = help.take().filter(|(helped, _)| *helped == name) {
+                    out.push_str(&format!("# HELP {name}{suffix} {text}\n"));
+                }
+                out.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+                continue;
+            }
+            out.push_str(line);
+            out.push('\n');
+        }
+        out
+    }
+
     /// Everything in the OpenMetrics text format.
     #[must_use]
     pub fn render(&self) -> String {

@@ -212,12 +212,7 @@ pub async fn serve(
 pub async fn serve_metrics(listener: TcpListener, metrics: Metrics) {
     let render = move || {
         let metrics = metrics.clone();
-        async move {
-            // Prometheus and Dapr's own tools read the older text format; its end mark is the only difference here.
-            let text = metrics.render();
-            let text = text.strip_suffix("# EOF\n").unwrap_or(&text).to_owned();
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
-        }
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render_text()) }
     };
     if let Err(error) = axum::serve(listener, Router::new().fallback(render)).await {
         tracing::error!(error = %error, "the metrics endpoint has ended");
