@@ -9,6 +9,8 @@
 #[cfg(feature = "api")]
 pub mod api;
 #[cfg(feature = "api")]
+pub mod app;
+#[cfg(feature = "api")]
 pub mod block;
 pub mod component;
 pub mod escape;

@@ -8,6 +8,7 @@ mod publish;
 mod scope;
 mod secret;
 mod state;
+mod subscription;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

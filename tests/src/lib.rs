@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // test support: a failure here is a failed test
 
+pub mod http;
 pub mod mqtt;
 pub mod proxy;
 

@@ -201,8 +201,20 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics);
+    let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics);
     let mut asked = api.shutdown.clone();
+    let app = doors.app();
+    if let Some(app) = &app {
+        // Health says "not ready" meanwhile, as daprd's does; a signal ends the wait.
+        tokio::select! {
+            () = app.wait_for_port() => {}
+            cause = told_to_stop() => {
+                tracing::info!("{cause}; shutting down");
+                drop(node);
+                return ExitCode::SUCCESS;
+            }
+        }
+    }
     tracing::info!("dapr initialized. Status: Running. Init Elapsed {}ms", clock.monotonic().since(started).as_millis());
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -212,6 +224,9 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     });
     let grace = plan.grace;
     let mut running = tokio::spawn(node.run(stop, grace));
+    if let Some(app) = app {
+        api.serve_app(app);
+    }
     api.ready();
     let cause = tokio::select! {
         asked = asked.wait_for(Option::is_some) => {

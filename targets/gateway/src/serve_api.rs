@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
+use selvedge::app::{AppAddress, AppChannel};
 use selvedge::block::Blocks;
 use selvedge::node::Node;
 use selvedge::telemetry::Metrics;
@@ -26,6 +27,7 @@ pub struct Doors {
     max_body_bytes: u64,
     allowed_origins: Vec<String>,
     api_logging: bool,
+    app: Option<AppAddress>,
 }
 
 /// Sockets that are bound.
@@ -41,6 +43,7 @@ pub struct Api {
     pub shutdown: watch::Receiver<Option<bool>>,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
+    blocks: Blocks,
     _metrics: JoinSet<()>,
 }
 
@@ -48,6 +51,21 @@ fn address(text: &str, flag: &str) -> Result<IpAddr, UsageError> {
     let plain = text.trim().trim_start_matches('[').trim_end_matches(']');
     let plain = if plain == "localhost" { "127.0.0.1" } else { plain };
     plain.parse().map_err(|_| UsageError(format!("--{flag}: found {text:?}; accepted is an IP address")))
+}
+
+/// The application, if there is one.
+fn app_address(flags: &Flags) -> Result<Option<AppAddress>, UsageError> {
+    let protocol = flags.text("app-protocol").unwrap_or("http").to_ascii_lowercase();
+    let Some(port) = flags.port("app-port", None)? else { return Ok(None) };
+    if protocol != "http" {
+        return Err(UsageError(format!("--app-protocol: {protocol} is not served yet; accepted is http")));
+    }
+    Ok(Some(AppAddress {
+        host: flags.text("app-channel-address").unwrap_or("127.0.0.1").to_owned(),
+        port,
+        max_concurrency: flags.text("app-max-concurrency").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 0),
+        token: std::env::var("APP_API_TOKEN").ok().filter(|t| !t.is_empty()),
+    }))
 }
 
 impl Doors {
@@ -76,6 +94,7 @@ impl Doors {
                 .map(str::to_owned)
                 .collect(),
             api_logging: flags.switch("enable-api-logging", false),
+            app: app_address(flags)?,
         })
     }
 
@@ -113,6 +132,11 @@ impl Doors {
         Ok(Sockets { http, metrics })
     }
 
+    /// The channel to the application.
+    pub fn app(&self) -> Option<AppChannel> {
+        self.app.clone().map(AppChannel::new)
+    }
+
     /// What the HTTP server is told.
     pub fn http_options(&self, node: &Node) -> HttpOptions {
         let configuration = &node.config().configuration;
@@ -147,23 +171,35 @@ pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metr
     let mut servers = JoinSet::new();
     let lifecycle = Lifecycle { ready: is_ready, shutdown: ask };
     let registry = metrics.clone();
+    let served = blocks.clone();
     servers.spawn(async move {
         let stop = Box::pin(async move {
             let _ = stopped.wait_for(|s| *s).await;
         });
-        http::serve(blocks, sockets.http, options, lifecycle, &registry, stop).await;
+        http::serve(served, sockets.http, options, lifecycle, &registry, stop).await;
     });
     let mut metrics_server = JoinSet::new();
     if let Some(listener) = sockets.metrics {
         metrics_server.spawn(http::serve_metrics(listener, metrics.clone()));
     }
-    Api { ready, shutdown, stop, servers, _metrics: metrics_server }
+    Api { ready, shutdown, stop, servers, blocks, _metrics: metrics_server }
 }
 
 impl Api {
     /// From now on health says "ready".
     pub fn ready(&self) {
         self.ready.send_replace(true);
+    }
+
+    /// Delivers to the application what it subscribes to, until the API stops.
+    pub fn serve_app(&mut self, app: AppChannel) {
+        let (blocks, mut stopped) = (self.blocks.clone(), self.stop.subscribe());
+        self.servers.spawn(async move {
+            let stop = Box::pin(async move {
+                let _ = stopped.wait_for(|s| *s).await;
+            });
+            blocks.serve_app(app, stop).await;
+        });
     }
 
     /// Closes the ports and waits for calls that run, at most the grace period.
