@@ -238,7 +238,7 @@ mod tests {
     fn flags_as_go_reads_them() {
         let f = parse("-app-id=a --dapr-http-port 3501 --enable-metrics=false --resources-path x,y --resources-path z run -- prog -v").unwrap();
         assert_eq!((f.text("app-id"), f.port("dapr-http-port", None)), (Some("a"), Ok(Some(3501))));
-        assert!(!f.switch("enable-metrics", true) && f.switch("log-as-json", false) == false);
+        assert!(!f.switch("enable-metrics", true) && !f.switch("log-as-json", false));
         assert_eq!(f.list("resources-path"), [PathBuf::from("x"), "y".into(), "z".into()]);
         assert_eq!((f.rest.as_slice(), f.command.as_slice()), (["run".to_owned()].as_slice(), ["prog".to_owned(), "-v".into()].as_slice()));
     }

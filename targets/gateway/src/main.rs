@@ -1,5 +1,7 @@
 //! `selvedge`: the gateway. Reads the command line, builds the node, runs it, drains it.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod check;
 mod components;
 mod control;
