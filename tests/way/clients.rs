@@ -1,0 +1,171 @@
+//! Real clients of mosquitto against the listener, and hostile ones beside them.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use selvedge_tests::mqtt::Client;
+use selvedge_tests::{Place, free_port};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn place(mqtt: u16, coap: u16) -> Place {
+    Place::new(&format!(
+        "apiVersion: selvedge/v1alpha1\nkind: Listener\nmetadata: {{name: devices}}\nspec: {{protocol: mqtt, bind: \"127.0.0.1:{mqtt}\"}}\n---\n\
+         apiVersion: selvedge/v1alpha1\nkind: Listener\nmetadata: {{name: coap}}\nspec: {{protocol: coap, bind: \"127.0.0.1:{coap}\"}}\n"
+    ))
+}
+
+/// `mosquitto_sub`, line by line.
+struct Sub(Child, BufReader<ChildStdout>);
+
+impl Sub {
+    fn start(port: u16, arguments: &[&str]) -> Self {
+        let mut child = Command::new("mosquitto_sub")
+            .args(["-h", "127.0.0.1", "-W", "20", "-p", &port.to_string()])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("mosquitto_sub is installed (tests/run does that)");
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self(child, output)
+    }
+
+    /// The next line; empty when there is none within its 20 s.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Sub {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn publish(port: u16, arguments: &[&str]) {
+    let done = Command::new("mosquitto_pub").args(["-h", "127.0.0.1", "-p", &port.to_string()]).args(arguments).status().unwrap();
+    assert!(done.success(), "mosquitto_pub {arguments:?}");
+}
+
+#[test]
+fn mosquittos_clients_talk_through_the_listener_in_every_version_and_quality() {
+    let (mqtt, coap) = (free_port(), free_port());
+    let place = place(mqtt, coap);
+    let node = place.start();
+    for (version, quality) in [("mqttv311", "0"), ("mqttv311", "1"), ("mqttv311", "2"), ("5", "0"), ("5", "1"), ("5", "2")] {
+        let topic = format!("t/{version}/{quality}");
+        let ready = format!("{topic}/ready");
+        let mut sub = Sub::start(mqtt, &["-V", version, "-q", quality, "-t", &format!("{topic}/#"), "-F", "%t %q %p"]);
+        // It is retained, so it comes whether the subscription is there already or not; after it the subscription surely is.
+        publish(mqtt, &["-V", version, "-q", quality, "-r", "-t", &ready, "-m", "now"]);
+        assert_eq!(sub.line(), format!("{ready} {quality} now"));
+        for text in ["one", "two"] {
+            publish(mqtt, &["-V", version, "-q", quality, "-t", &topic, "-m", text]);
+            assert_eq!(sub.line(), format!("{topic} {quality} {text}"));
+        }
+    }
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn properties_of_version_5_pass_unchanged_and_a_will_is_sent_when_its_client_is_lost() {
+    let (mqtt, coap) = (free_port(), free_port());
+    let place = place(mqtt, coap);
+    let _node = place.start();
+    publish(
+        mqtt,
+        &[
+            "-V",
+            "5",
+            "-q",
+            "1",
+            "-r",
+            "-t",
+            "p/x",
+            "-m",
+            "hi",
+            "-D",
+            "publish",
+            "user-property",
+            "a",
+            "1",
+            "-D",
+            "publish",
+            "content-type",
+            "text/x",
+            "-D",
+            "publish",
+            "response-topic",
+            "r",
+        ],
+    );
+    let mut sub = Sub::start(mqtt, &["-V", "5", "-t", "p/#", "-F", "%p|%P|%C|%R|%r"]);
+    assert_eq!(sub.line(), "hi|a:1|text/x|r|1");
+
+    let mut watcher = Client::connect(mqtt, "watcher", true).unwrap();
+    watcher.subscribe("wills/#").unwrap();
+    // A client that says nothing after its CONNECT and is then lost.
+    let mut lost = TcpStream::connect(("127.0.0.1", mqtt)).unwrap();
+    let mut connect = vec![0x10, 0, 0, 4];
+    connect.extend_from_slice(b"MQTT");
+    connect.extend_from_slice(&[4, 0x0E, 0, 60, 0, 4]); // clean, will of quality 1
+    connect.extend_from_slice(b"lost");
+    for text in ["wills/lost", "gone"] {
+        connect.extend_from_slice(&[0, text.len() as u8]);
+        connect.extend_from_slice(text.as_bytes());
+    }
+    connect[1] = (connect.len() - 2) as u8;
+    lost.write_all(&connect).unwrap();
+    let mut answer = [0; 4];
+    lost.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, [0x20, 2, 0, 0]);
+    drop(lost);
+    assert_eq!(watcher.receive(LONG).unwrap(), Some(("wills/lost".into(), b"gone".to_vec())));
+}
+
+/// A small generator; the seed is printed by a failing assertion's text.
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+#[test]
+fn hostile_bytes_on_every_port_close_their_own_connection_and_harm_nobody_else() {
+    let (mqtt, coap) = (free_port(), free_port());
+    let place = place(mqtt, coap);
+    let node = place.start();
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let mut good = Client::connect(mqtt, "good", true).unwrap();
+    good.subscribe("echo/#").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut seed = 0x5e1_7ed9e;
+    let connect = [0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 60, 0, 1, b'h'];
+    for round in 0..200 {
+        let length = (random(&mut seed) % 300) as usize;
+        let bytes: Vec<u8> = (0..length).map(|_| random(&mut seed) as u8).collect();
+        let _ = udp.send_to(&bytes, ("127.0.0.1", coap));
+        for port in [mqtt, http] {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            if port == mqtt && round % 2 == 0 {
+                let _ = stream.write_all(&connect);
+            }
+            let _ = stream.write_all(&bytes);
+            let _ = stream.read(&mut [0; 64]);
+        }
+        if round % 20 == 0 {
+            good.publish("echo/a", round.to_string().as_bytes()).unwrap();
+            let back = good.receive(Duration::from_secs(5)).unwrap();
+            assert_eq!(back, Some(("echo/a".into(), round.to_string().into_bytes())), "round {round}");
+        }
+    }
+    assert!(!node.has_logged("ended by a defect"), "{}", node.log().join("\n"));
+    assert_eq!(node.terminate(), Some(0));
+}
