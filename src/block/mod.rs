@@ -41,6 +41,8 @@ struct Inner {
     subscriptions: Vec<SubscriptionSpec>,
     clock: Arc<dyn Clock>,
     extended: Mutex<BTreeMap<String, String>>,
+    /// `--disable-init-endpoints=subscribe`: the application is not asked for subscriptions.
+    skip_subscribe: bool,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -50,9 +52,10 @@ impl std::fmt::Debug for Blocks {
 }
 
 impl Blocks {
-    /// The blocks of a node. `version` is what metadata shows as the runtime's.
+    /// The blocks of a node. `version` is what metadata shows as the runtime's; with `skip_subscribe` the application is not asked what it
+    /// subscribes to.
     #[must_use]
-    pub fn new(node: &Node, version: &str) -> Self {
+    pub fn new(node: &Node, version: &str, skip_subscribe: bool) -> Self {
         let config = node.config();
         let status = node.status();
         Self {
@@ -68,6 +71,7 @@ impl Blocks {
                 subscriptions: config.resources.subscriptions.clone(),
                 clock: node.clock(),
                 extended: Mutex::default(),
+                skip_subscribe,
             }),
         }
     }

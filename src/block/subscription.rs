@@ -192,8 +192,13 @@ impl Blocks {
     }
 
     async fn attach(&self, app: &AppChannel, subscriptions: &mut Vec<Box<dyn SubscriptionHandle>>, reads: &mut Vec<Box<dyn ReadHandle>>) {
-        let mut wanted = if self.inner.components.pubsub.is_empty() { Vec::new() } else { self.ask_app(app).await };
-        // Programmatic beats declarative; the same pair twice counts once.
+        let ask = !self.inner.components.pubsub.is_empty() && !self.inner.skip_subscribe;
+        if self.inner.skip_subscribe {
+            tracing::info!("Skipping programmatic subscription loading");
+        }
+        let mut wanted = if ask { self.ask_app(app).await } else { Vec::new() };
+        // The same pair twice counts once: programmatic beats declarative, the last programmatic one and the first declarative one count.
+        wanted.reverse();
         wanted.extend(self.inner.subscriptions.iter().cloned());
         let mut seen = BTreeSet::new();
         for spec in wanted {

@@ -252,9 +252,11 @@ async fn handle(State(server): State<Arc<Server>>, request: Request) -> Response
     } else {
         server.dispatch(call).await.unwrap_or_else(|error| server.render(&error))
     };
+    if !server.options.allowed_origins.is_empty() {
+        put_header(&mut response, "vary", "Origin");
+    }
     if let Some(allowed) = allowed {
         put_header(&mut response, "access-control-allow-origin", &allowed);
-        put_header(&mut response, "vary", "Origin");
     }
     if server.options.api_logging {
         let duration = server.blocks.now().since(begun).as_millis() as u64;

@@ -56,7 +56,7 @@ const FLAGS: &[Flag] = &[
     ("read-buffer-size", Kind::Text, true),
     ("allowed-origins", Kind::Text, true),
     ("enable-api-logging", Kind::Switch, true),
-    ("disable-init-endpoints", Kind::Text, false),
+    ("disable-init-endpoints", Kind::Text, true),
     ("placement-host-address", Kind::Text, false),
     ("actors-service", Kind::Text, false),
     ("actors-disseminate-timeout", Kind::Text, false),

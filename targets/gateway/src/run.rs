@@ -201,7 +201,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics);
+    let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics, doors.skip_subscribe);
     let mut asked = api.shutdown.clone();
     let app = doors.app();
     if let Some(app) = &app {

@@ -28,6 +28,8 @@ pub struct Doors {
     allowed_origins: Vec<String>,
     api_logging: bool,
     app: Option<AppAddress>,
+    /// `--disable-init-endpoints=subscribe`.
+    pub skip_subscribe: bool,
 }
 
 /// Sockets that are bound.
@@ -51,6 +53,20 @@ fn address(text: &str, flag: &str) -> Result<IpAddr, UsageError> {
     let plain = text.trim().trim_start_matches('[').trim_end_matches(']');
     let plain = if plain == "localhost" { "127.0.0.1" } else { plain };
     plain.parse().map_err(|_| UsageError(format!("--{flag}: found {text:?}; accepted is an IP address")))
+}
+
+/// Whether the application is not to be asked for subscriptions.
+fn skipped(flags: &Flags) -> Result<bool, UsageError> {
+    let mut skip = false;
+    for name in flags.text("disable-init-endpoints").unwrap_or_default().split(',').filter(|n| !n.is_empty()) {
+        match name.trim() {
+            "subscribe" => skip = true,
+            // It is not asked for its configuration anyway: nothing in that is served yet.
+            "config" => {}
+            other => return Err(UsageError(format!("--disable-init-endpoints: found {other:?}; accepted are config and subscribe"))),
+        }
+    }
+    Ok(skip)
 }
 
 /// The application, if there is one.
@@ -95,6 +111,7 @@ impl Doors {
                 .collect(),
             api_logging: flags.switch("enable-api-logging", false),
             app: app_address(flags)?,
+            skip_subscribe: skipped(flags)?,
         })
     }
 
@@ -163,8 +180,8 @@ async fn bind(ip: IpAddr, port: u16, clock: &Arc<dyn Clock>) -> std::io::Result<
 }
 
 /// Starts the servers; health says "not ready" until [`Api::ready`].
-pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metrics) -> Api {
-    let blocks = Blocks::new(node, env!("CARGO_PKG_VERSION"));
+pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metrics, skip_subscribe: bool) -> Api {
+    let blocks = Blocks::new(node, env!("CARGO_PKG_VERSION"), skip_subscribe);
     let (ready, is_ready) = watch::channel(false);
     let (ask, shutdown) = watch::channel(None);
     let (stop, mut stopped) = watch::channel(false);
