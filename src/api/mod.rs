@@ -1,4 +1,5 @@
 //! The Dapr surface: thin transports over the [building blocks](crate::block), and one table of errors.
 
 pub mod error;
+pub mod grpc;
 pub mod http;

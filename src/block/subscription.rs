@@ -176,11 +176,16 @@ impl BindingHandler for BindingToApp {
 
 impl Blocks {
     /// Finds what the application wants and delivers it until `stop` resolves. The caller has waited for the application's port.
-    pub async fn serve_app(&self, app: AppChannel, mut stop: Fut<'static, ()>) {
+    /// `attached` resolves (or is dropped) when the subscriptions stand.
+    pub async fn serve_app(&self, app: AppChannel, attached: tokio::sync::oneshot::Sender<()>, mut stop: Fut<'static, ()>) {
         let mut subscriptions: Vec<Box<dyn SubscriptionHandle>> = Vec::new();
         let mut reads: Vec<Box<dyn ReadHandle>> = Vec::new();
         tokio::select! {
-            () = self.attach(&app, &mut subscriptions, &mut reads) => stop.await,
+            () = self.attach(&app, &mut subscriptions, &mut reads) => {
+                // Nobody may wait for it any more.
+                let _ = attached.send(());
+                stop.await;
+            }
             () = &mut stop => {}
         }
         for read in &reads {

@@ -81,10 +81,9 @@ async fn fails_with(certificate: &str, lines: &str, ca: &str, cause: LinkCause) 
     let rig = Rig::with(Version::V5, &[("url", &url), ("caCert", &ca)]).await;
     let forwarder = rig.forward();
     rig.accept("t/", 1, 1);
-    rig.wait(|s| s.cause.is_some()).await;
-    let status = rig.status();
+    // The first attempt may come before the broker listens; what counts is the cause once it answers.
+    rig.wait(|s| s.cause == Some(cause)).await;
     forwarder.stop().await;
-    assert_eq!(status.cause, Some(cause), "{}", status.detail);
 }
 
 #[tokio::test]

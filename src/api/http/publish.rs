@@ -5,28 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{Answer, Call, field, json_response, metadata_field, no_content, put_header, text_field};
+use super::{Answer, Call, field, json_response, metadata_field, no_content, put_header, text_field, trace_parent};
 use crate::api::error::{ApiError, pubsub};
 use crate::block::{Blocks, BulkPublishEntry, PublishCall, go_json};
-
-/// What stands for "no trace" in an event, as Dapr writes it when nothing is sampled.
-const NO_TRACE: &str = "00-00000000000000000000000000000000-0000000000000000-00";
-
-/// The caller's trace parent if it is one (W3C Trace Context, section 3.2).
-fn trace_parent(call: &Call) -> String {
-    let given = call.header("traceparent");
-    let parts: Vec<&str> = given.split('-').collect();
-    let hex = |text: &str, n: usize| text.len() == n && text.bytes().all(|b| b.is_ascii_hexdigit()) && text.bytes().any(|b| b != b'0');
-    if let [version, trace, span, flags] = parts.as_slice()
-        && version.len() == 2
-        && hex(trace, 32)
-        && hex(span, 16)
-        && flags.len() == 2
-    {
-        return given.to_owned();
-    }
-    NO_TRACE.to_owned()
-}
 
 fn like(call: &Call, name: &str, topic: &str) -> PublishCall {
     PublishCall {
@@ -34,7 +15,7 @@ fn like(call: &Call, name: &str, topic: &str) -> PublishCall {
         topic: topic.to_owned(),
         content_type: call.header("content-type").to_owned(),
         metadata: call.metadata(),
-        trace_parent: trace_parent(call),
+        trace_parent: trace_parent(call.header("traceparent")),
         trace_state: call.header("tracestate").to_owned(),
         ..PublishCall::default()
     }

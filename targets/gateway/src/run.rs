@@ -20,6 +20,9 @@ use crate::flags::{Flags, UsageError};
 use crate::serve_api::Doors;
 use crate::{components, control, serve_api};
 
+/// How long readiness waits for the application's subscriptions.
+const ATTACH: Duration = Duration::from_secs(2);
+
 /// What is there without YAML.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
@@ -225,7 +228,8 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     let grace = plan.grace;
     let mut running = tokio::spawn(node.run(stop, grace));
     if let Some(app) = app {
-        api.serve_app(app);
+        // As daprd: ready when the subscriptions stand. A broker that is away must not hold that up, so the wait is short.
+        let _ = tokio::time::timeout(ATTACH, api.serve_app(app)).await;
     }
     api.ready();
     let cause = tokio::select! {

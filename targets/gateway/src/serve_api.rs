@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use selvedge::api::grpc::{self, GrpcOptions};
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
 use selvedge::app::{AppAddress, AppChannel};
 use selvedge::block::Blocks;
@@ -11,7 +12,7 @@ use selvedge::node::Node;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::flags::{Flags, UsageError};
@@ -23,6 +24,7 @@ const BIND_RETRY: Duration = Duration::from_secs(10);
 pub struct Doors {
     addresses: Vec<IpAddr>,
     http: Option<u16>,
+    grpc: Option<u16>,
     metrics: Option<(IpAddr, u16)>,
     max_body_bytes: u64,
     allowed_origins: Vec<String>,
@@ -35,6 +37,7 @@ pub struct Doors {
 /// Sockets that are bound.
 pub struct Sockets {
     http: Vec<TcpListener>,
+    grpc: Vec<TcpListener>,
     metrics: Option<TcpListener>,
 }
 
@@ -99,6 +102,7 @@ impl Doors {
         Ok(Self {
             addresses,
             http: flags.port("dapr-http-port", Some(3500))?,
+            grpc: flags.port("dapr-grpc-port", Some(50_001))?,
             metrics,
             max_body_bytes: flags.size("max-body-size", 4 << 20)?,
             allowed_origins: flags
@@ -117,24 +121,8 @@ impl Doors {
 
     /// Binds everything; an address that cannot be bound is left out as long as another one can.
     pub async fn bind(&self, clock: &Arc<dyn Clock>) -> Result<Sockets, String> {
-        let mut http = Vec::new();
-        if let Some(port) = self.http {
-            let mut refused = String::new();
-            for ip in &self.addresses {
-                match bind(*ip, port, clock).await {
-                    Ok(listener) => http.push(listener),
-                    Err(error) => {
-                        refused = format!(
-                            "the HTTP API cannot listen on {ip}:{port}: {error}; is another program using the port? choose one with --dapr-http-port"
-                        );
-                        tracing::error!("{refused}");
-                    }
-                }
-            }
-            if http.is_empty() {
-                return Err(refused);
-            }
-        }
+        let http = self.bind_api(self.http, "HTTP", "--dapr-http-port", clock).await?;
+        let grpc = self.bind_api(self.grpc, "gRPC", "--dapr-grpc-port", clock).await?;
         let metrics = match self.metrics {
             None => None,
             Some((ip, port)) => match bind(ip, port, clock).await {
@@ -146,7 +134,24 @@ impl Doors {
                 }
             },
         };
-        Ok(Sockets { http, metrics })
+        Ok(Sockets { http, grpc, metrics })
+    }
+
+    async fn bind_api(&self, port: Option<u16>, name: &str, flag: &str, clock: &Arc<dyn Clock>) -> Result<Vec<TcpListener>, String> {
+        let Some(port) = port else { return Ok(Vec::new()) };
+        let mut bound = Vec::new();
+        let mut refused = String::new();
+        for ip in &self.addresses {
+            match bind(*ip, port, clock).await {
+                Ok(listener) => bound.push(listener),
+                Err(error) => {
+                    refused =
+                        format!("the {name} API cannot listen on {ip}:{port}: {error}; is another program using the port? choose one with {flag}");
+                    tracing::error!("{refused}");
+                }
+            }
+        }
+        if bound.is_empty() { Err(refused) } else { Ok(bound) }
     }
 
     /// The channel to the application.
@@ -189,6 +194,8 @@ pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metr
     let lifecycle = Lifecycle { ready: is_ready, shutdown: ask };
     let registry = metrics.clone();
     let served = blocks.clone();
+    let grpc_options = GrpcOptions { max_message_bytes: options.max_body_bytes, api_token: options.api_token.clone() };
+    servers.spawn(grpc::serve(blocks.clone(), sockets.grpc, grpc_options, lifecycle.clone(), stopped.clone()));
     servers.spawn(async move {
         let stop = Box::pin(async move {
             let _ = stopped.wait_for(|s| *s).await;
@@ -208,15 +215,17 @@ impl Api {
         self.ready.send_replace(true);
     }
 
-    /// Delivers to the application what it subscribes to, until the API stops.
-    pub fn serve_app(&mut self, app: AppChannel) {
+    /// Delivers to the application what it subscribes to, until the API stops. The result resolves when its subscriptions stand.
+    pub fn serve_app(&mut self, app: AppChannel) -> oneshot::Receiver<()> {
+        let (stands, attached) = oneshot::channel();
         let (blocks, mut stopped) = (self.blocks.clone(), self.stop.subscribe());
         self.servers.spawn(async move {
             let stop = Box::pin(async move {
                 let _ = stopped.wait_for(|s| *s).await;
             });
-            blocks.serve_app(app, stop).await;
+            blocks.serve_app(app, stands, stop).await;
         });
+        attached
     }
 
     /// Closes the ports and waits for calls that run, at most the grace period.
