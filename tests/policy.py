@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Dependency policy: directions between our crates, licences, no duplicate major versions, no OpenSSL or aws-lc.
+"""Dependency policy: directions between our crates, logic free of IO and clocks, licences, no duplicate major versions, no OpenSSL or aws-lc.
 
 Reads `cargo metadata`; needs nothing but Python and cargo. Each exception stands here with its reason.
 """
@@ -74,10 +74,33 @@ def direction_problems(packages, members):
                 yield f"{package['name']} knows another component, {other['name']}"
 
 
+# Decisions: no clock is read, no file or socket touched, no task started here (decision record 0003). Loops around them act.
+DECISIONS = [
+    "src/topic.rs", "src/units.rs", "src/message.rs", "src/outbox/codec.rs", "src/outbox/cursor.rs", "src/outbox/lane.rs", "src/outbox/files.rs",
+    "src/escape/link.rs", "src/escape/backoff.rs", "src/forward/pace.rs", "src/forward/window.rs", "src/forward/mapping.rs", "src/hub/routing.rs",
+    "components/mqtt/src/session.rs", "components/mqtt-listener/src/session.rs", "components/mqtt-listener/src/wire.rs", "components/coap/src/endpoint/mod.rs", "components/coap/src/endpoint/outgoing.rs", "components/coap/src/endpoint/peers.rs", "components/coap/src/endpoint/request.rs", "components/coap/src/endpoint/respond.rs", "components/coap/src/endpoint/timers.rs",
+]
+ACTS = re.compile(r"Instant::now|SystemTime|std::fs|std::net::(Tcp|Udp)|tokio::(net|spawn|time|task|fs)|thread::")
+
+
+def decision_problems():
+    """Logic that acts."""
+    for name in DECISIONS:
+        try:
+            with open(name, encoding="utf-8") as file:
+                text = file.read().split("#[cfg(test)]")[0]
+        except FileNotFoundError:
+            yield f"{name} is on the list of decisions and not there: keep the list true"
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if ACTS.search(line) and not line.lstrip().startswith("//"):
+                yield f"{name}:{number} acts where it should only decide: {line.strip()}"
+
+
 def main():
     metadata = json.loads(subprocess.run(["cargo", "metadata", "--format-version", "1", "--locked"], check=True, capture_output=True).stdout)
     packages, members = metadata["packages"], set(metadata["workspace_members"])
-    problems = list(direction_problems(packages, members))
+    problems = list(direction_problems(packages, members)) + list(decision_problems())
     versions = {}
     for package in packages:
         if package["id"] in members:

@@ -50,7 +50,7 @@ pub struct UplinkAck {
     pub outcome: UplinkOutcome,
 }
 
-/// Why a link is not up. Peers fold these into "reconnecting"; the remedy differs (DESIGN, escape mode).
+/// Why a link is not up. Peers fold these into "reconnecting"; the remedy differs for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LinkCause {
     /// The name does not resolve.
