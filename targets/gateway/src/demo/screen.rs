@@ -74,7 +74,7 @@ impl Screen {
 
     /// Shows how it stands: always on a terminal, on change or each two seconds in a pipe.
     pub fn show(&mut self, look: &Look) {
-        let state = if look.alive { look.link.clone() } else { "node is down".to_owned() };
+        let state = if look.alive { look.link.clone() } else { "gone (the node is down)".to_owned() };
         if !self.terminal {
             let due = self.last.as_ref().is_none_or(|(s, at)| *s != state || look.at.saturating_sub(*at) >= Duration::from_secs(2));
             if due {

@@ -112,9 +112,9 @@ pub async fn tell(upstream: Option<Upstream>) -> Result<bool, String> {
     story.say("the node is up (its own process); batched lane: acknowledged means on disk, 20 ms at most");
     let devices = Devices::start(DEVICES, doors, &story.books, &story.folder, &story.clock).await?;
     story.say(&format!(
-        "{DEVICES} MQTT devices send, each its next message when the last one is safe{}{}",
-        if doors.coap.is_some() { ", one CoAP device posts 5 a second" } else { "" },
-        if crate::components::ships("bindings.sensors") { ", and the box samples its own sensors" } else { "" }
+        "{DEVICES} MQTT devices, each sends on when its last message is safe{}{}",
+        if doors.coap.is_some() { "; a CoAP device; " } else { "" },
+        if crate::components::ships("bindings.sensors") { "the box's own sensors" } else { "" }
     ));
     story.watch(Duration::from_secs(6)).await;
 
