@@ -36,15 +36,16 @@ impl Blocks {
             metadata["enabledFeatures"] = json!(inner.configuration.features);
         }
         let subscriptions: Vec<Value> = inner
-            .subscriptions
+            .active
+            .all()
             .iter()
-            .map(|s| {
+            .map(|(kind, s)| {
                 let mut rules: Vec<Value> = s.rules.iter().map(|r| json!({"match": r.matches, "path": r.path})).collect();
                 if !s.default_path.is_empty() {
                     rules.push(json!({"match": "", "path": s.default_path}));
                 }
                 json!({
-                    "pubsubname": s.pubsub, "topic": s.topic, "metadata": s.metadata, "rules": rules, "deadLetterTopic": s.dead_letter_topic, "type": "DECLARATIVE",
+                    "pubsubname": s.pubsub, "topic": s.topic, "metadata": s.metadata, "rules": rules, "deadLetterTopic": s.dead_letter_topic, "type": kind.as_str(),
                 })
             })
             .collect();

@@ -21,6 +21,8 @@ use crate::time::Clock;
 pub use json::go_json;
 pub use publish::{BulkOutcome, BulkPublishEntry, PublishCall};
 pub use state::{SetItem, TransactionItem};
+pub(crate) use subscription::Outlet;
+pub use subscription::check_routes;
 
 /// Everything the API works on. Cheap to clone.
 #[derive(Clone)]
@@ -39,6 +41,8 @@ struct Inner {
     status: NodeStatus,
     configuration: ConfigurationSpec,
     subscriptions: Vec<SubscriptionSpec>,
+    /// What is subscribed, by whom.
+    active: subscription::ActiveSubscriptions,
     clock: Arc<dyn Clock>,
     extended: Mutex<BTreeMap<String, String>>,
     /// `--disable-init-endpoints=subscribe`: the application is not asked for subscriptions.
@@ -58,6 +62,9 @@ impl Blocks {
     pub fn new(node: &Node, version: &str, skip_subscribe: bool) -> Self {
         let config = node.config();
         let status = node.status();
+        let active = subscription::ActiveSubscriptions::default();
+        let declared: Vec<_> = config.resources.subscriptions.iter().map(|s| (subscription::SubscriptionKind::Declarative, s.clone())).collect();
+        active.replace_app(&declared);
         Self {
             inner: Arc::new(Inner {
                 app_id: config.app_id.clone(),
@@ -69,6 +76,7 @@ impl Blocks {
                 status,
                 configuration: config.configuration.clone(),
                 subscriptions: config.resources.subscriptions.clone(),
+                active,
                 clock: node.clock(),
                 extended: Mutex::default(),
                 skip_subscribe,

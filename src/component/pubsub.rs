@@ -161,6 +161,11 @@ pub trait PubSub: Send + Sync + 'static {
         handler: Arc<dyn MessageHandler>,
     ) -> Fut<'a, Result<Box<dyn SubscriptionHandle>, PubSubError>>;
 
+    /// Whether handler calls of one subscription overlap even for one topic. Without that a bulk subscription's batches are of one message.
+    fn delivers_side_by_side(&self) -> bool {
+        false
+    }
+
     /// The way by which the outbox may send through this pub/sub; `None` for those that cannot be an upstream. Asked once, at start;
     /// what it returns shares the component's connection.
     fn uplink(&self) -> Option<Box<dyn Uplink>> {

@@ -35,6 +35,10 @@ pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {
         errors += 1;
         println!("error: {duplicates}");
     }
+    for error in resources.subscriptions.iter().filter_map(|s| selvedge::block::check_routes(s).err()) {
+        errors += 1;
+        println!("error: {error}");
+    }
     let types = components::types();
     for c in &resources.components {
         let known = types.iter().any(|t| t.split('/').next() == Some(c.type_name.to_ascii_lowercase().as_str()));

@@ -114,6 +114,9 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
             Severity::Warning | Severity::Unreadable => tracing::warn!("{problem}"),
         }
     }
+    for error in resources.subscriptions.iter().filter_map(|s| selvedge::block::check_routes(s).err()) {
+        say(&error);
+    }
     let data_dir = data_dir(flags, app_id);
     if flavour == Flavour::Newcomer && folders.is_empty() {
         defaults(&data_dir, &mut resources);
@@ -206,7 +209,13 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     };
     let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics, doors.skip_subscribe);
     let mut asked = api.shutdown.clone();
-    let app = doors.app();
+    let app = match doors.app() {
+        Ok(app) => app,
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     if let Some(app) = &app {
         // Health says "not ready" meanwhile, as daprd's does; a signal ends the wait.
         tokio::select! {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use selvedge::api::grpc::{self, GrpcOptions};
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
-use selvedge::app::{AppAddress, AppChannel};
+use selvedge::app::{AppAddress, AppChannel, AppError, AppProtocol};
 use selvedge::block::Blocks;
 use selvedge::node::Node;
 use selvedge::telemetry::Metrics;
@@ -74,14 +74,18 @@ fn skipped(flags: &Flags) -> Result<bool, UsageError> {
 
 /// The application, if there is one.
 fn app_address(flags: &Flags) -> Result<Option<AppAddress>, UsageError> {
-    let protocol = flags.text("app-protocol").unwrap_or("http").to_ascii_lowercase();
+    let protocol = match flags.text("app-protocol").unwrap_or("http").to_ascii_lowercase().as_str() {
+        "http" => AppProtocol::Http,
+        "h2c" => AppProtocol::H2c,
+        "grpc" => AppProtocol::Grpc,
+        tls @ ("https" | "grpcs") => return Err(UsageError(format!("--app-protocol: {tls} is not served yet; accepted are http, h2c and grpc"))),
+        other => return Err(UsageError(format!("--app-protocol: found {other:?}; accepted are http, h2c and grpc"))),
+    };
     let Some(port) = flags.port("app-port", None)? else { return Ok(None) };
-    if protocol != "http" {
-        return Err(UsageError(format!("--app-protocol: {protocol} is not served yet; accepted is http")));
-    }
     Ok(Some(AppAddress {
         host: flags.text("app-channel-address").unwrap_or("127.0.0.1").to_owned(),
         port,
+        protocol,
         max_concurrency: flags.text("app-max-concurrency").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 0),
         token: std::env::var("APP_API_TOKEN").ok().filter(|t| !t.is_empty()),
     }))
@@ -155,8 +159,8 @@ impl Doors {
     }
 
     /// The channel to the application.
-    pub fn app(&self) -> Option<AppChannel> {
-        self.app.clone().map(AppChannel::new)
+    pub fn app(&self) -> Result<Option<AppChannel>, AppError> {
+        self.app.clone().map(AppChannel::new).transpose()
     }
 
     /// What the HTTP server is told.

@@ -1,5 +1,7 @@
 //! Dapr's gRPC API: the same blocks as over HTTP, other encodings.
 
+mod stream;
+
 use bytes::Bytes;
 use prost::Message as _;
 use selvedge_proto::common::{Etag, StateItem, StateOptions, state_options};
@@ -9,16 +11,16 @@ use selvedge_proto::runtime::{
     ExecuteStateTransactionRequest, GetBulkSecretRequest, GetBulkSecretResponse, GetBulkStateRequest, GetBulkStateResponse, GetMetadataRequest,
     GetMetadataResponse, GetSecretRequest, GetSecretResponse, GetStateRequest, GetStateResponse, InvokeBindingRequest, InvokeBindingResponse,
     PublishEventRequest, PubsubSubscription, PubsubSubscriptionRule, PubsubSubscriptionRules, PubsubSubscriptionType, RegisteredComponents,
-    SaveStateRequest, SecretResponse, SetMetadataRequest, ShutdownRequest,
+    SaveStateRequest, SecretResponse, SetMetadataRequest, ShutdownRequest, SubscribeTopicEventsRequestAlpha1,
 };
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::error::{ApiError, state};
-use super::http::Lifecycle;
+use crate::api::error::{ApiError, state};
+use crate::api::http::Lifecycle;
 use crate::block::{Blocks, BulkPublishEntry, PublishCall, SetItem, TransactionItem};
 use crate::component::{InvokeRequest, Metadata, StateValue, item_metadata};
 
@@ -146,6 +148,8 @@ impl From<ApiError> for Status {
 struct Service {
     blocks: Blocks,
     lifecycle: Lifecycle,
+    /// Set when the API ends.
+    stop: watch::Receiver<bool>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -223,11 +227,17 @@ impl Service {
 /// The caller's trace, or what stands for none.
 fn trace(metadata: &tonic::metadata::MetadataMap) -> (String, String) {
     let get = |name: &str| metadata.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    (super::http::trace_parent(&get("traceparent")), get("tracestate"))
+    (crate::api::http::trace_parent(&get("traceparent")), get("tracestate"))
 }
 
 #[tonic::async_trait]
 impl Dapr for Service {
+    type SubscribeTopicEventsAlpha1Stream = stream::Answers;
+
+    async fn subscribe_topic_events_alpha1(&self, request: Request<Streaming<SubscribeTopicEventsRequestAlpha1>>) -> Answer<stream::Answers> {
+        Ok(Response::new(stream::serve(self.blocks.clone(), request.into_inner(), self.stop.clone())))
+    }
+
     async fn get_state(&self, request: Request<GetStateRequest>) -> Answer<GetStateResponse> {
         let r = request.into_inner();
         let wanted = consistency(r.consistency());
@@ -392,7 +402,7 @@ impl Dapr for Service {
                         .collect(),
                 }),
                 dead_letter_topic: text(s, "deadLetterTopic"),
-                r#type: PubsubSubscriptionType::Declarative.into(),
+                r#type: PubsubSubscriptionType::from_str_name(&text(s, "type")).unwrap_or(PubsubSubscriptionType::Unknown).into(),
             })
             .collect();
         Ok(Response::new(GetMetadataResponse {
@@ -431,7 +441,7 @@ pub async fn serve(blocks: Blocks, listeners: Vec<TcpListener>, options: GrpcOpt
     let limit = if options.max_message_bytes == 0 { usize::MAX } else { usize::try_from(options.max_message_bytes).unwrap_or(usize::MAX) };
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
-        let service = Service { blocks: blocks.clone(), lifecycle: lifecycle.clone() };
+        let service = Service { blocks: blocks.clone(), lifecycle: lifecycle.clone(), stop: stop.clone() };
         let server = DaprServer::new(service).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let token = options.api_token.clone();
         let guarded =
@@ -454,7 +464,7 @@ fn check_token(request: Request<()>, token: Option<&str>) -> Result<Request<()>,
     let Some(token) = token else { return Ok(request) };
     match request.metadata().get("dapr-api-token") {
         None => Err(Status::unauthenticated("missing api token in request metadata")),
-        Some(given) if super::http::same_token(given.as_bytes(), token.as_bytes()) => Ok(request),
+        Some(given) if crate::api::http::same_token(given.as_bytes(), token.as_bytes()) => Ok(request),
         Some(_) => Err(Status::unauthenticated("authentication error: api token mismatch")),
     }
 }
