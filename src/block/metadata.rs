@@ -44,9 +44,13 @@ impl Blocks {
                 if !s.default_path.is_empty() {
                     rules.push(json!({"match": "", "path": s.default_path}));
                 }
-                json!({
-                    "pubsubname": s.pubsub, "topic": s.topic, "metadata": s.metadata, "rules": rules, "deadLetterTopic": s.dead_letter_topic, "type": kind.as_str(),
-                })
+                let mut entry = json!({
+                    "pubsubname": s.pubsub, "topic": s.topic, "rules": rules, "deadLetterTopic": s.dead_letter_topic, "type": kind.as_str(),
+                });
+                if !s.metadata.is_empty() {
+                    entry["metadata"] = json!(s.metadata);
+                }
+                entry
             })
             .collect();
         if !subscriptions.is_empty() {
