@@ -1,6 +1,6 @@
 //! Streaming subscriptions: the application opens a stream, events go down, what became of them comes up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use selvedge_proto::runtime::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Up;
@@ -11,6 +11,7 @@ use selvedge_proto::runtime::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::app::{TopicEvent, Verdict, status_verdict, topic_event};
@@ -31,37 +32,38 @@ fn down(message: Down) -> Answer {
     Ok(SubscribeTopicEventsResponseAlpha1 { subscribe_topic_events_response_type: Some(message) })
 }
 
-/// Events that wait for what the application says of them, by id.
+/// Events that wait for what the application says of them. There are no more than the pub/sub hands out at a time.
 #[derive(Default)]
 struct Waiting {
-    /// Number and the one who waits; several deliveries may carry the same id.
-    by_id: Mutex<HashMap<String, Vec<oneshot::Sender<Verdict>>>>,
+    /// By the event's id; several deliveries may carry the same.
+    by_id: Mutex<HashMap<String, VecDeque<oneshot::Sender<Verdict>>>>,
+    /// The stream is over: nobody waits any longer.
+    over: CancellationToken,
 }
 
 impl Waiting {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<String, VecDeque<oneshot::Sender<Verdict>>>) -> T) -> T {
+        f(&mut self.by_id.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn add(&self, id: &str) -> oneshot::Receiver<Verdict> {
         let (answer, answered) = oneshot::channel();
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner).entry(id.to_owned()).or_default().push(answer);
+        self.with(|all| all.entry(id.to_owned()).or_default().push_back(answer));
         answered
     }
 
-    /// An id that nobody waits for is ignored.
+    /// The one who waits longest for this id gets the verdict; an id that nobody waits for is ignored.
     fn answer(&self, id: &str, verdict: Verdict) {
-        let mut all = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(waiting) = all.get_mut(id) {
-            if !waiting.is_empty() {
+        self.with(|all| {
+            let Some(waiting) = all.get_mut(id) else { return };
+            if let Some(first) = waiting.pop_front() {
                 // Nobody listens any more when the subscription has ended.
-                let _ = waiting.remove(0).send(verdict);
+                let _ = first.send(verdict);
             }
             if waiting.is_empty() {
                 all.remove(id);
             }
-        }
-    }
-
-    /// The stream is over: whoever waits is told by the drop of its sender.
-    fn end(&self) {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        });
     }
 }
 
@@ -78,11 +80,15 @@ impl Outlet for StreamOutlet {
                 Err(cause) => return Verdict::Retry(cause),
             };
             let answered = self.waiting.add(&message.id);
-            if self.answers.send(down(Down::EventMessage(message))).await.is_err() {
-                self.waiting.end();
-                return Verdict::Retry("the stream is closed".to_owned());
-            }
-            answered.await.unwrap_or_else(|_| Verdict::Retry("the stream was closed before the event was answered".to_owned()))
+            let exchange = async {
+                self.answers.send(down(Down::EventMessage(message))).await.ok()?;
+                answered.await.ok()
+            };
+            let verdict = tokio::select! {
+                verdict = exchange => verdict,
+                () = self.waiting.over.cancelled() => None,
+            };
+            verdict.unwrap_or_else(|| Verdict::Retry("the stream was closed before the event was answered".to_owned()))
         })
     }
 }
@@ -159,19 +165,51 @@ async fn converse(
             Err(status) => break Err(status),
         }
     };
-    waiting.end();
-    // What is on its way ends now: nobody answers it any more.
-    tokio::select! {
-        () = subscription.close() => {}
-        () = drained(&waiting) => {}
-    }
+    waiting.over.cancel();
+    subscription.close().await;
     outcome
 }
 
-/// Never resolves; keeps telling those who came late that the stream is over.
-async fn drained(waiting: &Waiting) {
-    loop {
-        waiting.end();
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_reach_those_who_wait_in_their_order_and_unknown_ids_are_ignored() {
+        let waiting = Waiting::default();
+        let (mut first, mut second) = (waiting.add("a"), waiting.add("a"));
+        waiting.answer("nobody", Verdict::Done);
+        waiting.answer("a", Verdict::Drop);
+        assert_eq!(first.try_recv(), Ok(Verdict::Drop));
+        assert!(second.try_recv().is_err());
+        waiting.answer("a", Verdict::Done);
+        assert_eq!(second.try_recv(), Ok(Verdict::Done));
+        assert!(waiting.with(|all| all.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn an_event_without_an_answer_is_to_be_retried_when_the_stream_ends() {
+        let (answers, mut sent) = mpsc::channel(1);
+        let waiting = Arc::new(Waiting::default());
+        let outlet = StreamOutlet { answers, waiting: waiting.clone() };
+        let event = serde_json::json!({"id": "1", "data": "x", "datacontenttype": "text/plain"});
+        let event = event.as_object().unwrap();
+        let delivery = outlet.deliver(TopicEvent { pubsub: "p", topic: "t", path: PATH, event });
+        let (verdict, ()) = tokio::join!(delivery, async {
+            assert!(sent.recv().await.unwrap().is_ok());
+            waiting.over.cancel();
+        });
+        assert!(matches!(verdict, Verdict::Retry(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn the_first_request_names_pubsub_and_topic() {
+        let check = |pubsub: &str, topic: &str| {
+            spec(SubscribeTopicEventsRequestInitialAlpha1 { pubsub_name: pubsub.to_owned(), topic: topic.to_owned(), ..Default::default() })
+                .map_err(|s| s.message().to_owned())
+        };
+        assert_eq!(check("", "t").unwrap_err(), "pubsubName is required");
+        assert_eq!(check("p", "").unwrap_err(), "topic is required");
+        assert_eq!(check("p", "t").unwrap().rules[0].path, PATH);
     }
 }
