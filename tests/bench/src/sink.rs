@@ -21,7 +21,9 @@ pub struct Arrived {
     pub distinct: u64,
     /// Messages that came before.
     pub repeated: u64,
-    /// The last new one, in nanoseconds since the tool started.
+    /// The first one, in nanoseconds since the tool started.
+    pub first_ns: u64,
+    /// The last new one, likewise.
     pub last_ns: u64,
     /// From the stamp to the arrival, in nanoseconds, if asked for.
     pub delays_ns: Vec<u64>,
@@ -46,6 +48,9 @@ impl Arrived {
             return;
         }
         seen[word] |= bit;
+        if self.distinct == 0 {
+            self.first_ns = now_ns;
+        }
         self.distinct += 1;
         self.last_ns = now_ns;
         if self.keep_delays {
