@@ -47,11 +47,6 @@ impl Drop for Process {
     }
 }
 
-/// Processor time of this tool: load and sink.
-pub fn own_cpu() -> io::Result<f64> {
-    cpu(&fs::read_to_string("/proc/self/stat")?)
-}
-
 fn cpu(stat: &str) -> io::Result<f64> {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |n: usize| fields.get(n).and_then(|t| t.parse::<f64>().ok()).ok_or_else(|| io::Error::other("/proc/PID/stat is not as expected"));

@@ -51,6 +51,7 @@ pub fn subscribe(out: &mut Vec<u8>, filter: &str) {
 
 /// PUBLISH of quality 1 with a stamped payload of `size` bytes (at least [`STAMP_BYTES`]).
 pub fn publish(out: &mut Vec<u8>, topic: &str, id: u16, stamp: Stamp, size: usize) {
+    assert!(size >= STAMP_BYTES, "a payload of {size} bytes has no room for its stamp");
     head(out, 0x32, 4 + topic.len() + size);
     text(out, topic);
     out.extend_from_slice(&id.to_be_bytes());
