@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod mqtt;
+pub mod mqtt5;
 pub mod proxy;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -6,3 +6,4 @@ mod api;
 mod clients;
 mod ledger;
 mod way;
+mod wire;
