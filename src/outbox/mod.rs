@@ -254,8 +254,6 @@ pub(crate) struct Stats {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Progress {
-    /// One past what readers may see.
-    written: u64,
     /// One past what is durable.
     durable: u64,
     failure: Option<String>,
@@ -264,6 +262,9 @@ struct Progress {
 
 struct LaneCell {
     state: Mutex<Lane>,
+    /// One past what readers may see. Apart from what senders wait for: it moves with every write, that with every sync, and each move
+    /// wakes all who wait.
+    written: watch::Sender<u64>,
     progress: watch::Sender<Progress>,
 }
 
@@ -372,8 +373,8 @@ impl Outbox {
             .lanes
             .into_iter()
             .map(|lane| {
-                let progress = Progress { written: lane.written, durable: lane.next_sequence, failure: None, closed: false };
-                LaneCell { progress: watch::channel(progress).0, state: Mutex::new(lane) }
+                let progress = Progress { durable: lane.next_sequence, failure: None, closed: false };
+                LaneCell { written: watch::channel(lane.written).0, progress: watch::channel(progress).0, state: Mutex::new(lane) }
             })
             .collect();
         let shared = Arc::new(Shared {
@@ -523,9 +524,13 @@ impl Outbox {
 
     /// Resolves when the lane may take more after it said `Busy`.
     pub fn writable(&self, lane: LaneId) -> impl Future<Output = ()> + Send + 'static {
-        let mut progress = self.cell(lane).progress.subscribe();
+        let cell = self.cell(lane);
+        let (mut written, mut progress) = (cell.written.subscribe(), cell.progress.subscribe());
         async move {
-            let _ = progress.changed().await;
+            tokio::select! {
+                _ = written.changed() => {}
+                _ = progress.changed() => {}
+            }
         }
     }
 

@@ -109,7 +109,7 @@ pub struct Reader {
     shared: Arc<Shared>,
     destination: DestinationId,
     lane: LaneId,
-    seen: tokio::sync::watch::Receiver<super::Progress>,
+    seen: tokio::sync::watch::Receiver<u64>,
     /// Segment (base, epoch of its file) and offset of the record with sequence `.2` or later.
     place: Option<(u64, u32, u64, u64)>,
 }
@@ -122,7 +122,7 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
-        let seen = shared.lanes[usize::from(lane.0)].progress.subscribe();
+        let seen = shared.lanes[usize::from(lane.0)].written.subscribe();
         let mut reader = Self { shared, destination, lane, seen, place: None };
         reader.rewind();
         reader

@@ -208,15 +208,17 @@ impl Writer {
 
     fn publish(&self, at: usize) {
         let cell = &self.shared.lanes[at];
-        let progress = {
+        let (written, progress) = {
             let lane = cell.lock();
             let writer = &self.lanes[at];
             let durable = writer.unsynced.front().or(writer.stuck.front()).map_or(lane.written, |c| c.first);
             // Sequences that were dropped at once have nothing to wait for.
             let idle = writer.unsynced.is_empty() && writer.stuck.is_empty() && lane.is_idle();
-            Progress { written: lane.written, durable: if idle { lane.next_sequence } else { durable }, failure: lane.failure.clone(), closed: false }
+            let durable = if idle { lane.next_sequence } else { durable };
+            (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false })
         };
-        cell.progress.send_replace(progress);
+        replace_if_new(&cell.written, written);
+        replace_if_new(&cell.progress, progress);
     }
 
     fn write(&mut self, at: usize, chunk: &Chunk) -> io::Result<()> {
@@ -408,6 +410,17 @@ impl Writer {
             }
         }
     }
+}
+
+/// Wakes those who watch only when there is something new to see.
+fn replace_if_new<T: PartialEq>(watched: &tokio::sync::watch::Sender<T>, value: T) {
+    watched.send_if_modified(|old| {
+        let new = *old != value;
+        if new {
+            *old = value;
+        }
+        new
+    });
 }
 
 fn is_full(error: &io::Error) -> bool {
