@@ -21,6 +21,8 @@ const HEADER_ALLOWANCE: u64 = 4 << 10;
 pub(crate) struct Segment {
     pub base: u64,
     pub epoch: u32,
+    /// Distinguishes files of an epoch that begin with the same sequence; 0 for those of earlier ones.
+    pub attempt: u32,
     pub created: Timestamp,
     pub path: PathBuf,
     pub file: Arc<dyn StoredFile>,
@@ -74,6 +76,8 @@ pub(crate) struct Lane {
     pending_before: BTreeMap<DestinationId, u64>,
     /// Bytes taken by the writer and not yet written.
     pub in_hand: usize,
+    /// A reader has come to records that are in the writer's hand; it waits for them to be written.
+    pub reader_waits: bool,
     pub failure: Option<String>,
     pub corrupt_records: u64,
     pub accepted_bytes: u64,
@@ -93,6 +97,7 @@ impl Lane {
             pending_first: 1,
             pending_before: BTreeMap::new(),
             in_hand: 0,
+            reader_waits: false,
             failure: None,
             corrupt_records: 0,
             accepted_bytes: 0,
@@ -173,6 +178,18 @@ impl Lane {
             accepted_before: std::mem::take(&mut self.pending_before),
             accepted_after: self.accepted(),
         })
+    }
+
+    /// Bytes that wait for the writer.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The records that wait for the writer, for a reader that stands at `next`: the first one's sequence, and all their bytes.
+    /// None when there are none, or when others stand before them that are in the writer's hand.
+    pub fn tail(&self, next: u64) -> Option<(u64, &[u8])> {
+        let reached = self.in_hand == 0 || self.pending_first <= next;
+        (next >= self.written && reached && !self.pending.is_empty()).then_some((self.pending_first, &self.pending[..]))
     }
 
     /// Nothing waits to be written.

@@ -80,6 +80,22 @@ pub struct LaneConfig {
     pub when_full: WhenFull,
 }
 
+/// Longest time that records wait for others to be written with them.
+const LINGER: Duration = Duration::from_millis(5);
+/// As long as no more bytes than this wait.
+const LINGER_BYTES: usize = 64 << 10;
+
+impl Durability {
+    /// How long records of such a lane may wait to be written. Readers see them meanwhile (ADR 0002).
+    pub(crate) fn linger(self) -> Duration {
+        match self {
+            Self::Memory => Duration::from_millis(2),
+            Self::Batched(longest) => (longest / 4).min(LINGER),
+            Self::Fsync => Duration::ZERO,
+        }
+    }
+}
+
 /// Smallest quota of a lane.
 pub const MIN_QUOTA_BYTES: u64 = 1 << 20;
 
@@ -262,8 +278,10 @@ struct Progress {
 
 struct LaneCell {
     state: Mutex<Lane>,
-    /// One past what readers may see. Apart from what senders wait for: it moves with every write, that with every sync, and each move
-    /// wakes all who wait.
+    /// Moves when a reader may find something new. Apart from what senders wait for: each move wakes all who wait, and senders need
+    /// to know of syncs only.
+    readable: watch::Sender<u64>,
+    /// One past what is written.
     written: watch::Sender<u64>,
     progress: watch::Sender<Progress>,
 }
@@ -282,15 +300,19 @@ struct Signal {
 
 #[derive(Default)]
 struct SignalState {
+    /// There is something to do, within the linger.
     work: bool,
+    /// There is something to do at once.
+    urgent: bool,
     close: bool,
 }
 
 impl Signal {
-    fn raise(&self) {
+    fn raise(&self, urgent: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.work {
+        if !state.work || (urgent && !state.urgent) {
             state.work = true;
+            state.urgent |= urgent;
             self.changed.notify_one();
         }
     }
@@ -374,7 +396,12 @@ impl Outbox {
             .into_iter()
             .map(|lane| {
                 let progress = Progress { durable: lane.next_sequence, failure: None, closed: false };
-                LaneCell { written: watch::channel(lane.written).0, progress: watch::channel(progress).0, state: Mutex::new(lane) }
+                LaneCell {
+                    readable: watch::channel(0).0,
+                    written: watch::channel(lane.written).0,
+                    progress: watch::channel(progress).0,
+                    state: Mutex::new(lane),
+                }
             })
             .collect();
         let shared = Arc::new(Shared {
@@ -463,7 +490,7 @@ impl Outbox {
         for cell in &self.shared.lanes {
             cell.lock().places.remove(&id);
         }
-        self.shared.signal.raise();
+        self.shared.signal.raise(false);
         Ok(())
     }
 
@@ -486,8 +513,12 @@ impl Outbox {
                 }
             }
         }
+        let urgent = state.config.durability == Durability::Fsync || state.pending_bytes() > LINGER_BYTES;
         drop(state);
-        self.shared.signal.raise();
+        if taken > 0 {
+            cell.readable.send_modify(|n| *n += 1);
+        }
+        self.shared.signal.raise(urgent);
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
     }
 

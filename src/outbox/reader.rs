@@ -1,8 +1,10 @@
-//! Reading a destination's records from segment files, a run at a time.
+//! Reading a destination's records, a run at a time: from segment files, and the newest from what waits to be written.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::codec::{self, Broken, RawRecord};
+use super::cursor::Cursor;
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
@@ -44,6 +46,41 @@ impl Run {
     fn clear(&mut self) {
         self.bodies.clear();
         self.filled = 0;
+    }
+
+    /// Takes up to `max_records` of the destination out of the buffer and notes them as handed out; those whose life is over are
+    /// counted and left out. Returns how many bytes that took.
+    fn hand_out(
+        &mut self,
+        cursor: &mut Cursor,
+        destination: DestinationId,
+        max_records: usize,
+        largest: usize,
+        now: Timestamp,
+        ttl: Option<Duration>,
+    ) -> usize {
+        let mut at = 0;
+        while at < self.filled && self.bodies.len() < max_records {
+            let Ok((record, length)) = codec::decode_record(&self.buffer[at..self.filled], largest) else { break };
+            let sequence = record.sequence;
+            if sequence >= cursor.next() {
+                if record.destinations().any(|d| d == destination) {
+                    let age = now.since(record.accepted_at);
+                    let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
+                    if cursor.hand_out(sequence) {
+                        if over {
+                            cursor.finish(sequence, End::Expired);
+                        } else {
+                            self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
+                        }
+                    }
+                } else {
+                    cursor.set_next(sequence + 1);
+                }
+            }
+            at += length;
+        }
+        at
     }
 }
 
@@ -104,14 +141,18 @@ impl<'a> Record<'a> {
     }
 }
 
+type SegmentKey = (u64, u32, u32);
+
 /// Reads one destination's records from one lane.
 pub struct Reader {
     shared: Arc<Shared>,
     destination: DestinationId,
     lane: LaneId,
     seen: tokio::sync::watch::Receiver<u64>,
-    /// Segment (base, epoch of its file) and offset of the record with sequence `.2` or later.
-    place: Option<(u64, u32, u64, u64)>,
+    /// Segment (base, epoch and attempt of its file), and the offset of the record with this sequence or a later one.
+    place: Option<(SegmentKey, u64, u64)>,
+    /// How far what waits to be written has been read: its first sequence (which no other such buffer has) and an offset.
+    tail: Option<(u64, usize)>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -122,8 +163,8 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
-        let seen = shared.lanes[usize::from(lane.0)].written.subscribe();
-        let mut reader = Self { shared, destination, lane, seen, place: None };
+        let seen = shared.lanes[usize::from(lane.0)].readable.subscribe();
+        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None };
         reader.rewind();
         reader
     }
@@ -148,7 +189,11 @@ impl Reader {
                 let written = lane.written;
                 let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next()) else { return Ok(0) };
                 if next >= written || lane.segments.is_empty() {
-                    return Ok(0);
+                    drop(lane);
+                    match self.read_tail(max_records, max_bytes, run) {
+                        Some(read) => return Ok(read),
+                        None => continue,
+                    }
                 }
                 let at = lane.segments.partition_point(|s| s.base <= next).saturating_sub(1);
                 if lane.segments[at].base > next {
@@ -161,9 +206,9 @@ impl Reader {
                 }
                 let end = lane.segment_end(at);
                 let segment = &lane.segments[at];
-                let key = (segment.base, segment.epoch);
+                let key = (segment.base, segment.epoch, segment.attempt);
                 let offset = match self.place {
-                    Some((base, epoch, offset, sequence)) if (base, epoch) == key && sequence <= next => offset,
+                    Some((place, offset, sequence)) if place == key && sequence <= next => offset,
                     _ => segment.data_start,
                 };
                 if offset >= segment.data_end {
@@ -197,7 +242,7 @@ impl Reader {
             let now = self.shared.clock.now();
             let mut lane = self.lock();
             if let Some(broken) = broken {
-                let at = lane.segments.iter().position(|s| (s.base, s.epoch) == key);
+                let at = lane.segments.iter().position(|s| (s.base, s.epoch, s.attempt) == key);
                 let lost = at.map_or(0, |at| lane.skip_corrupt(at, self.destination));
                 drop(lane);
                 tracing::error!(path = %path.display(), offset, lost, cause = ?broken, "a segment is damaged; the rest of it is set aside");
@@ -206,37 +251,57 @@ impl Reader {
             }
             run.epoch = key.1;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
-            let mut at = 0;
-            while at < run.filled && run.bodies.len() < max_records {
-                let Ok((record, length)) = codec::decode_record(&run.buffer[at..run.filled], largest) else { break };
-                let sequence = record.sequence;
-                if sequence >= place.cursor.next() {
-                    if record.destinations().any(|d| d == self.destination) {
-                        let age = now.since(record.accepted_at);
-                        let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
-                        if place.cursor.hand_out(sequence) {
-                            if over {
-                                place.cursor.finish(sequence, End::Expired);
-                            } else {
-                                run.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
-                            }
-                        }
-                    } else {
-                        place.cursor.set_next(sequence + 1);
-                    }
-                }
-                at += length;
-            }
+            let at = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             let next = place.cursor.next();
             drop(lane);
-            self.place = Some((key.0, key.1, offset + at as u64, next));
+            self.place = Some((key, offset + at as u64, next));
             if !run.bodies.is_empty() {
                 return Ok(run.bodies.len());
             }
         }
     }
 
-    /// Resolves when something was written since the last [`next_run`](Self::next_run). Cancel-safe.
+    /// The newest records, which wait to be written: a slow disk does not hold them up. None when they have been written meanwhile.
+    fn read_tail(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Option<usize> {
+        let now = self.shared.clock.now();
+        let shared = self.shared.clone();
+        let mut lane = shared.lanes[usize::from(self.lane.0)].lock();
+        let largest = writer::segment_bytes(&self.shared.config, &lane.config) as usize;
+        let ttl = lane.config.ttl;
+        loop {
+            let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next()) else { return Some(0) };
+            if next < lane.written && !lane.segments.is_empty() {
+                return None;
+            }
+            let Some((first, bytes)) = lane.tail(next) else {
+                lane.reader_waits |= lane.in_hand > 0;
+                return Some(0);
+            };
+            let offset = self.tail.filter(|(f, _)| *f == first).map_or(0, |(_, offset)| offset);
+            let rest = &bytes[offset..];
+            if rest.is_empty() {
+                return Some(0);
+            }
+            let whole = match codec::decode_record(&rest[..rest.len().min(max_bytes.max(READ_BYTES))], largest) {
+                Err(Broken::Incomplete(n)) => n,
+                _ => max_bytes.max(READ_BYTES),
+            };
+            run.filled = rest.len().min(whole);
+            if run.buffer.len() < run.filled {
+                run.buffer.resize(run.filled, 0);
+            }
+            run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
+            run.epoch = self.shared.epoch;
+            let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
+            let at = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            self.tail = Some((first, offset + at));
+            if !run.bodies.is_empty() || at == 0 {
+                return Some(run.bodies.len());
+            }
+        }
+    }
+
+    /// Resolves when something was accepted or written since the last [`next_run`](Self::next_run). Cancel-safe.
     pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut seen = self.seen.clone();
         async move {
@@ -268,13 +333,14 @@ impl Reader {
         let trim = lane.segments.get(1).is_some_and(|next| low >= next.base);
         drop(lane);
         if trim {
-            self.shared.signal.raise();
+            self.shared.signal.raise(false);
         }
     }
 
     /// Starts again at the lowest record that is not finished.
     pub fn rewind(&mut self) {
         self.place = None;
+        self.tail = None;
         if let Some(place) = self.lock().places.get_mut(&self.destination) {
             place.cursor.rewind();
         }

@@ -250,6 +250,7 @@ fn recover_lane(
         lane.segments.push_back(Segment {
             base: header.base,
             epoch: header.epoch,
+            attempt: 0,
             created: header.created,
             path,
             file,
@@ -290,14 +291,17 @@ fn recover_lane(
         places.entry(*id).or_insert_with(|| Place { cursor: Cursor::restore(1, [], [0; 4]), ..Place::default() });
     }
     let first = lane.segments.front().map(|s| (s.base, s.accepted_before.clone()));
+    let tail = lane.written;
     for (id, place) in &mut places {
         lane.next_sequence = lane.next_sequence.max(place.cursor.low());
-        place.accepted = accepted.get(id).copied().unwrap_or(0);
+        // Records that were finished before they were written: the file does not know them, the books do.
+        let unwritten = if place.cursor.low() < tail { place.cursor.ahead().iter().filter(|s| **s >= tail).count() as u64 } else { 0 };
+        place.accepted = accepted.get(id).copied().unwrap_or(0) + unwritten;
         if let Some((base, before)) = &first {
             // Segments are removed only when all in them is finished; an older page just does not know it yet.
             place.cursor.drop_before(*base, before.get(id).copied().unwrap_or(0), End::Delivered);
         }
-        // Finished records that a power cut took back with their segment's tail stay finished.
+        // The same when all that the file knows is finished.
         place.accepted = place.accepted.max(place.cursor.finished());
     }
     lane.written = lane.next_sequence;

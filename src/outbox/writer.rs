@@ -27,6 +27,8 @@ pub(crate) fn segment_bytes(config: &OutboxConfig, lane: &LaneConfig) -> u64 {
 struct Active {
     file: Arc<dyn StoredFile>,
     end: u64,
+    /// End of what a sync has covered.
+    synced: u64,
 }
 
 #[derive(Default)]
@@ -49,12 +51,15 @@ pub(crate) struct Writer {
     lanes: Vec<LaneWriter>,
     page: CursorPage,
     page_due: Option<Monotonic>,
+    /// How long work that is not urgent waits for more of it.
+    linger: Duration,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, generation: u64) -> Self {
         let lanes = shared.lanes.iter().map(|_| LaneWriter::default()).collect();
-        Self { shared, lanes, page: CursorPage { generation, ..CursorPage::default() }, page_due: None }
+        let linger = shared.lanes.iter().map(|l| l.lock().config.durability.linger()).filter(|l| !l.is_zero()).min().unwrap_or_default();
+        Self { shared, lanes, page: CursorPage { generation, ..CursorPage::default() }, page_due: None, linger }
     }
 
     /// Until closed: waits for work or for a deadline, then steps.
@@ -76,7 +81,13 @@ impl Writer {
                         }
                     }
                 }
+                // Readers do not wait for it, so a few milliseconds' records are written together; bytes that pile up end the wait.
+                if state.work {
+                    let more = |s: &mut super::SignalState| !s.urgent && !s.close;
+                    state = shared.signal.changed.wait_timeout_while(state, self.linger, more).unwrap_or_else(PoisonError::into_inner).0;
+                }
                 state.work = false;
+                state.urgent = false;
                 state.close
             };
             wait = self.step(close);
@@ -158,7 +169,9 @@ impl Writer {
                     }
                 }
                 Err(error) => {
-                    self.lanes[at].stuck.push_front(chunk);
+                    // A failed sync may have put older ones there.
+                    let stuck = &mut self.lanes[at].stuck;
+                    stuck.insert(stuck.partition_point(|c| c.first < chunk.first), chunk);
                     failure = Some(error);
                     break;
                 }
@@ -171,7 +184,9 @@ impl Writer {
                 Durability::Fsync => Some(now),
                 Durability::Batched(longest) => {
                     let bytes: usize = self.lanes[at].unsynced.iter().map(|c| c.bytes.len()).sum();
-                    if bytes > MAX_UNSYNCED_BYTES { Some(now) } else { self.lanes[at].unsynced_since.map(|since| since.plus(longest)) }
+                    // The first record may have waited that long to be written.
+                    let rest = longest.saturating_sub(durability.linger());
+                    if bytes > MAX_UNSYNCED_BYTES { Some(now) } else { self.lanes[at].unsynced_since.map(|since| since.plus(rest)) }
                 }
             };
             match due {
@@ -208,15 +223,19 @@ impl Writer {
 
     fn publish(&self, at: usize) {
         let cell = &self.shared.lanes[at];
-        let (written, progress) = {
-            let lane = cell.lock();
+        let (written, progress, reader_waits) = {
+            let mut lane = cell.lock();
             let writer = &self.lanes[at];
             let durable = writer.unsynced.front().or(writer.stuck.front()).map_or(lane.written, |c| c.first);
             // Sequences that were dropped at once have nothing to wait for.
             let idle = writer.unsynced.is_empty() && writer.stuck.is_empty() && lane.is_idle();
             let durable = if idle { lane.next_sequence } else { durable };
-            (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false })
+            let reader_waits = std::mem::take(&mut lane.reader_waits);
+            (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false }, reader_waits)
         };
+        if reader_waits {
+            cell.readable.send_modify(|n| *n += 1);
+        }
         replace_if_new(&cell.written, written);
         replace_if_new(&cell.progress, progress);
     }
@@ -303,6 +322,7 @@ impl Writer {
         lane.segments.push_back(Segment {
             base: chunk.first,
             epoch: self.shared.epoch,
+            attempt: self.lanes[at].attempt,
             created,
             path,
             file: file.clone(),
@@ -312,17 +332,18 @@ impl Writer {
             accepted_before: chunk.accepted_before.clone(),
             corrupt: false,
         });
-        self.lanes[at].active = Some(Active { file, end: header.len() as u64 });
+        self.lanes[at].active = Some(Active { file, end: header.len() as u64, synced: header.len() as u64 });
         Ok(())
     }
 
     /// Makes what was written durable. When the disk refuses, the file is not trusted again: everything since the last good sync
     /// goes to a fresh segment, from memory.
     fn sync(&mut self, at: usize) -> io::Result<()> {
-        let Some(active) = &self.lanes[at].active else { return Ok(()) };
+        let Some(active) = &mut self.lanes[at].active else { return Ok(()) };
         self.shared.stats.syncs.fetch_add(1, Ordering::Relaxed);
         match active.file.sync() {
             Ok(()) => {
+                active.synced = active.end;
                 let writer = &mut self.lanes[at];
                 writer.unsynced_since = None;
                 let done = std::mem::take(&mut writer.unsynced);
@@ -334,15 +355,24 @@ impl Writer {
             }
             Err(error) => {
                 self.shared.stats.sync_failures.fetch_add(1, Ordering::Relaxed);
+                let synced = active.synced;
                 let writer = &mut self.lanes[at];
                 writer.active = None;
                 writer.unsynced_since = None;
                 let again = std::mem::take(&mut writer.unsynced);
-                let bytes: usize = again.iter().map(|c| c.bytes.len()).sum();
+                let mut lane = self.shared.lanes[at].lock();
+                lane.in_hand += again.iter().map(|c| c.bytes.len()).sum::<usize>();
+                // Readers stop where the file is no longer trusted.
+                if let Some(first) = again.front() {
+                    lane.written = first.first;
+                    lane.written_accepted.clone_from(&first.accepted_before);
+                    if let Some(segment) = lane.segments.back_mut() {
+                        segment.data_end = synced;
+                    }
+                }
                 for chunk in again.into_iter().rev() {
                     writer.stuck.push_front(chunk);
                 }
-                self.shared.lanes[at].lock().in_hand += bytes;
                 Err(error)
             }
         }
