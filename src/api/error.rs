@@ -248,6 +248,13 @@ pub mod pubsub {
         rich(400, 3, "ERR_PUBSUB_EVENTS_SER", "DAPR_PUBSUB_MARSHAL_EVENTS", pubsub, &[("appID", app)], message)
     }
 
+    /// A state transaction cannot be told of.
+    pub fn outbox(pubsub: &str, app: &str, detail: impl std::fmt::Display) -> ApiError {
+        let message = format!("error while publishing outbox message: {detail}");
+        let details: &[(&str, &str)] = &[("appID", app), ("error", &message)];
+        rich(500, 13, "ERR_PUBLISH_OUTBOX", "DAPR_PUBSUB_OUTBOX", pubsub, details, message.clone())
+    }
+
     /// The pub/sub refused or failed.
     pub fn publish(pubsub: &str, topic: &str, detail: impl std::fmt::Display) -> ApiError {
         let message = format!("error when publishing to topic {topic} in pubsub {pubsub}: {detail}");

@@ -9,6 +9,7 @@ mod scope;
 mod secret;
 mod state;
 mod subscription;
+mod transactional;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,7 @@ pub use publish::{BulkOutcome, BulkPublishEntry, PublishCall};
 pub use state::{SetItem, TransactionItem};
 pub(crate) use subscription::Outlet;
 pub use subscription::check_routes;
+pub use transactional::Trace;
 
 /// Everything the API works on. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ struct Inner {
     status: NodeStatus,
     configuration: ConfigurationSpec,
     subscriptions: Vec<SubscriptionSpec>,
+    /// Stores whose transactions are told of.
+    transactional: transactional::Transactional,
     /// What is subscribed, by whom.
     active: subscription::ActiveSubscriptions,
     clock: Arc<dyn Clock>,
@@ -70,6 +74,7 @@ impl Blocks {
                 app_id: config.app_id.clone(),
                 namespace: config.namespace.clone(),
                 version: version.to_owned(),
+                transactional: transactional::Transactional::new(&node.components().state, node.transactions(), node.metrics()),
                 components: node.components().clone(),
                 hub: node.hub().cloned(),
                 outboxed: status.upstreams().iter().map(|u| u.snapshot().upstream).collect(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Blocks;
+use super::{Blocks, Trace};
 use crate::api::error::{ApiError, state};
 use crate::component::{
     BulkGetItem, Concurrency, Consistency, DeleteRequest, GetRequest, Metadata, SetRequest, StateError, StateFeature, StateItem, StateOperation,
@@ -213,8 +213,8 @@ impl Blocks {
     /// All or nothing.
     ///
     /// # Errors
-    /// No store, no transactions, too many, or the store failed.
-    pub async fn transact_state(&self, store: &str, items: Vec<TransactionItem>, metadata: Metadata) -> Result<(), ApiError> {
+    /// No store, no transactions, too many, no way to tell of it (stores with an outbox), or the store failed.
+    pub async fn transact_state(&self, store: &str, items: Vec<TransactionItem>, metadata: Metadata, trace: &Trace) -> Result<(), ApiError> {
         let s = self.store(store)?;
         if !s.item.features().contains(&StateFeature::Transactional) {
             return Err(state::no_transactions(store));
@@ -225,13 +225,18 @@ impl Blocks {
         if let Some(most) = s.item.max_transaction_operations().filter(|most| items.len() > *most) {
             return Err(state::too_many(store, items.len(), most));
         }
-        let mut operations = Vec::with_capacity(items.len());
-        for item in items {
-            operations.push(match item {
-                TransactionItem::Upsert(item) => StateOperation::Set(s.set(item)?.map_err(|e| state::transaction(&e))?),
-                TransactionItem::Delete(item) => StateOperation::Delete(s.delete(item)?.map_err(|e| state::transaction(&e))?),
-            });
+        let operations = |items: Vec<TransactionItem>| {
+            let operation = |item| {
+                Ok(match item {
+                    TransactionItem::Upsert(item) => StateOperation::Set(s.set(item)?.map_err(|e| state::transaction(&e))?),
+                    TransactionItem::Delete(item) => StateOperation::Delete(s.delete(item)?.map_err(|e| state::transaction(&e))?),
+                })
+            };
+            items.into_iter().map(operation).collect::<Result<Vec<_>, ApiError>>()
+        };
+        match self.inner.components.state.get(store).filter(|_| self.inner.transactional.has(store)) {
+            Some(loaded) => self.transact_and_tell(loaded, items, operations, metadata, trace).await,
+            None => s.item.transact(operations(items)?, metadata).await.map_err(|e| state::transaction(&e)),
         }
-        s.item.transact(operations, metadata).await.map_err(|e| state::transaction(&e))
     }
 }

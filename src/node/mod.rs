@@ -17,12 +17,12 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Tables};
+use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Table, Tables};
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus};
 use crate::hub::Hub;
 use crate::outbox::Outbox;
 use crate::outbox::storage::Storage;
-use crate::resource::{ConfigurationSpec, Resources, RouteSpec};
+use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -114,6 +114,8 @@ pub struct Node {
     config: NodeConfig,
     host: Host,
     hub: Option<Hub>,
+    /// Where events of state transactions stand until they are published.
+    transactions: Option<Arc<dyn Table>>,
     components: Components,
     listeners: Vec<(String, Box<dyn BoundListener>)>,
     forwarders: Vec<Forwarder>,
@@ -256,7 +258,14 @@ impl Node {
             }
         }
         let started = host.clock.now();
-        Ok(Self { config, host, hub, components, listeners, forwarders, inbound, readings, started })
+        let transactions = match &tables {
+            Some(tables) if config.resources.components.iter().any(ComponentSpec::has_outbox) => {
+                let opened = tables.open("state_outbox").await;
+                Some(opened.map_err(|e| NodeError::DataDir { path: config.data_dir.clone(), detail: e.to_string() })?)
+            }
+            _ => None,
+        };
+        Ok(Self { config, host, hub, transactions, components, listeners, forwarders, inbound, readings, started })
     }
 
     /// The handle to what the node is doing.
@@ -276,6 +285,18 @@ impl Node {
     #[must_use]
     pub fn hub(&self) -> Option<&Hub> {
         self.hub.as_ref()
+    }
+
+    /// The table of events that state transactions are told of by, when a store has an outbox and the node a folder.
+    #[must_use]
+    pub fn transactions(&self) -> Option<Arc<dyn Table>> {
+        self.transactions.clone()
+    }
+
+    /// Where the node counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.host.metrics
     }
 
     /// The components.

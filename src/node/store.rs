@@ -45,6 +45,8 @@ fn needs_store(resources: &Resources) -> bool {
     !resources.listeners.is_empty()
         || !resources.forwardings.is_empty()
         || resources.components.iter().any(|c| upstream(&c.type_name) || c.publishes_to_local())
+        // What a durable state store commits is told of after a restart too.
+        || resources.components.iter().any(|c| c.has_outbox() && !c.type_name.eq_ignore_ascii_case("state.in-memory"))
 }
 
 /// Lanes in the order of the rules, the default one last, and the rules.

@@ -61,7 +61,13 @@ pub struct ComponentSpec {
 }
 
 impl ComponentSpec {
-    /// An input binding whose readings go to the pub/sub `local`.
+    /// Whether its state transactions are told of as events (Dapr's transactional outbox).
+    #[must_use]
+    pub fn has_outbox(&self) -> bool {
+        self.properties.iter().any(|p| p.name == "outboxPublishPubsub")
+    }
+
+    /// Whether it is an input binding whose readings go to the `local` pub/sub.
     #[must_use]
     pub fn publishes_to_local(&self) -> bool {
         self.properties.iter().any(|p| p.name.eq_ignore_ascii_case("publishTo") && p.source == PropertySource::Literal("local".to_owned()))

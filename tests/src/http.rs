@@ -51,14 +51,22 @@ fn read(stream: &mut BufReader<TcpStream>) -> Option<Message> {
 /// When nothing answers.
 #[must_use]
 pub fn request(port: u16, start: &str, headers: &[(&str, &str)], body: &str) -> Message {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    try_request(port, start, headers, body).unwrap()
+}
+
+/// The same where the node may be gone.
+///
+/// # Errors
+/// When the connection cannot be made or ends too early.
+pub fn try_request(port: u16, start: &str, headers: &[(&str, &str)], body: &str) -> std::io::Result<Message> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut text = format!("{start} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (k, v) in headers {
         text += &format!("{k}: {v}\r\n");
     }
-    stream.write_all(format!("{text}\r\n{body}").as_bytes()).unwrap();
-    read(&mut BufReader::new(stream)).unwrap()
+    stream.write_all(format!("{text}\r\n{body}").as_bytes())?;
+    read(&mut BufReader::new(stream)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
 }
 
 /// An application; it goes on until the test ends.

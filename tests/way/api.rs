@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use selvedge_tests::http::{App, request};
+use selvedge_tests::http::{App, request, try_request};
 use selvedge_tests::mqtt::Client;
+use selvedge_tests::proxy::{Fault, Proxy};
 use selvedge_tests::{Mosquitto, Place, eventually, free_port};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -104,4 +105,74 @@ fn an_application_is_called_back_in_order_and_what_it_misses_waits_for_it() {
     assert_eq!(event["data_base64"], "AAFwbGFpbg==");
     eventually(LONG, "the books close", || node.ledger("app/box/local/orders", "queued") == 0);
     assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_transaction_and_its_event_happen_together_with_the_broker_away_and_over_kill_9() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    proxy.set(Fault::Refuse);
+    let files = tempfile::tempdir().unwrap();
+    let (store, db) = ("spec: {type: state.sqlite, version: v1, metadata: [{name: connectionString,", files.path().join("s.db"));
+    let told = "spec: {type: state.sqlite, version: v1, metadata: [{name: outboxPublishPubsub, value: cloud}, {name: outboxPublishTopic, value: told}, \
+                {name: connectionString,";
+    let place = Place::new(&yaml(proxy.port, free_port(), db.to_str().unwrap()).replace(store, told));
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let mut sink = Client::connect(broker.port, "sink", true).unwrap();
+    sink.subscribe("told").unwrap();
+    let transaction = |key: usize, etag: &str| {
+        let request = format!(r#"{{"key":"k{key}","value":"{key}"{etag}}}"#);
+        try_request(http, "POST /v1.0/state/store/transaction", &[], &format!(r#"{{"operations":[{{"operation":"upsert","request":{request}}}]}}"#))
+    };
+
+    let mut next = 0;
+    for round in 1..=4 {
+        let node = place.start();
+        // One that is refused: nobody is told of it.
+        let refused = transaction(999_999, r#","etag":"12345","options":{"concurrency":"first-write"}"#).unwrap();
+        assert_eq!(refused.start, "500", "{refused:?}");
+        let done = AtomicUsize::new(0);
+        next = std::thread::scope(|scope| {
+            let caller = scope.spawn(|| {
+                for key in next.. {
+                    match transaction(key, "") {
+                        Ok(answer) => assert_eq!(answer.start, "204", "{answer:?}"),
+                        // Nobody knows of this one.
+                        Err(_) => return key + 1,
+                    }
+                    done.fetch_add(1, Ordering::SeqCst);
+                }
+                unreachable!()
+            });
+            eventually(LONG, "transactions are committed with the broker away", || done.load(Ordering::SeqCst) >= 20 * round);
+            node.kill();
+            caller.join().unwrap()
+        });
+    }
+
+    let node = place.start();
+    proxy.set(Fault::None);
+    let committed: Vec<usize> = (0..next).filter(|key| request(http, &format!("GET /v1.0/state/store/k{key}"), &[], "").start == "200").collect();
+    assert!(committed.len() >= 200 && next - committed.len() <= 4, "{} of {next}", committed.len());
+    let mut events = std::collections::BTreeMap::new();
+    let mut take = |within| {
+        let (_, payload) = sink.receive(within).unwrap()?;
+        let event: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        Some((event["data"].as_str().unwrap().parse::<usize>().unwrap(), event["id"].as_str().unwrap().to_owned()))
+    };
+    while events.len() < committed.len() {
+        let (key, id) = take(LONG).unwrap_or_else(|| panic!("{} of {} events came", events.len(), committed.len()));
+        assert_eq!(*events.entry(key).or_insert(id.clone()), id, "one event for a key, though it may come twice");
+    }
+    assert!(events.keys().eq(&committed), "what was committed and nothing else");
+    // Nothing is left behind.
+    eventually(LONG, "the books close", || node.ledger("upstream/cloud", "queued") == 0);
+    let metrics = place.flag("metrics-port").parse().unwrap();
+    eventually(LONG, "all are told of", || {
+        request(metrics, "GET /metrics", &[], "").body.contains("selvedge_state_outbox_waiting{store=\"store\"} 0\n")
+    });
+    while let Some((key, id)) = take(Duration::from_millis(100)) {
+        assert_eq!(events.get(&key), Some(&id));
+    }
+    drop(node);
 }

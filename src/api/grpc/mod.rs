@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::api::error::{ApiError, state};
 use crate::api::http::Lifecycle;
-use crate::block::{Blocks, BulkPublishEntry, PublishCall, SetItem, TransactionItem};
+use crate::block::{Blocks, BulkPublishEntry, PublishCall, SetItem, Trace, TransactionItem};
 use crate::component::{InvokeRequest, Metadata, StateValue, item_metadata};
 
 /// How the server behaves.
@@ -311,6 +311,7 @@ impl Dapr for Service {
     }
 
     async fn execute_state_transaction(&self, request: Request<ExecuteStateTransactionRequest>) -> Answer<()> {
+        let (parent, trace_state) = trace(request.metadata());
         let r = request.into_inner();
         self.blocks.check_store(&r.store_name)?;
         let mut items = Vec::with_capacity(r.operations.len());
@@ -322,7 +323,7 @@ impl Dapr for Service {
                 other => return Err(state::operation(other).into()),
             });
         }
-        self.blocks.transact_state(&r.store_name, items, metadata(r.metadata)).await?;
+        self.blocks.transact_state(&r.store_name, items, metadata(r.metadata), &Trace { parent, state: trace_state }).await?;
         Ok(Response::new(()))
     }
 

@@ -4,9 +4,9 @@ use axum::body::{Body, Bytes};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, Call, field, json_text, metadata_field, no_content, put_header, text_field};
+use super::{Answer, Call, field, json_text, metadata_field, no_content, put_header, text_field, trace_parent};
 use crate::api::error::{ApiError, state};
-use crate::block::{Blocks, SetItem, TransactionItem, go_json};
+use crate::block::{Blocks, SetItem, Trace, TransactionItem, go_json};
 use crate::component::{Metadata, StateValue, item_metadata};
 
 async fn parsed(call: &mut Call) -> Result<Value, ApiError> {
@@ -153,6 +153,7 @@ pub(super) async fn transaction(blocks: &Blocks, store: &str, mut call: Call) ->
     }
     let mut metadata = metadata_field(&body).map_err(state::malformed)?;
     metadata.extend(url);
-    blocks.transact_state(store, items, metadata).await?;
+    let trace = Trace { parent: trace_parent(call.header("traceparent")), state: call.header("tracestate").to_owned() };
+    blocks.transact_state(store, items, metadata, &trace).await?;
     Ok(no_content())
 }

@@ -206,6 +206,13 @@ pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metr
         });
         http::serve(served, sockets.http, options, lifecycle, &registry, stop).await;
     });
+    let (transactions, mut ended) = (blocks.clone(), stop.subscribe());
+    servers.spawn(async move {
+        let stop = async move {
+            let _ = ended.wait_for(|s| *s).await;
+        };
+        transactions.serve_transactions(stop).await;
+    });
     let mut metrics_server = JoinSet::new();
     if let Some(listener) = sockets.metrics {
         metrics_server.spawn(http::serve_metrics(listener, metrics.clone()));

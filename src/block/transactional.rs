@@ -1,0 +1,344 @@
+//! The transactional outbox: a state transaction and the events that tell of it happen together or not at all, with the broker up or down.
+//!
+//! Switched on by a state component's `outboxPublishPubsub` and `outboxPublishTopic`, as in Dapr; each upsert of a transaction becomes a
+//! CloudEvent there. Dapr hands the events to a broker first and refuses the transaction when that fails. Here they are noted in the
+//! node's own table first; a marker row that joins the transaction then says whether it took place, so a restart at any point tells
+//! of what was committed and of nothing else (ADR 0006). An event may be told twice after a crash, with the same id.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::cloudevent::{self, Wrap};
+use super::{Blocks, PublishCall, SetItem, TransactionItem, go_json};
+use crate::api::error::{ApiError, pubsub, state};
+use crate::component::{
+    Concurrency, Consistency, DeleteRequest, GetRequest, Metadata, SetRequest, StateOperation, StateStore, StateValue, Table, is_truthy,
+};
+use crate::node::Loaded;
+use crate::time::Timestamp;
+
+/// Events of committed transactions that may wait to be published, for each store. At the bound transactions wait.
+const MAX_WAITING: usize = 1_000;
+/// First and longest wait before an event that could not be published is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// W3C trace context of a call; empty texts when there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// `traceparent`.
+    pub parent: String,
+    /// `tracestate`.
+    pub state: String,
+}
+
+/// An event that is to be published if its marker stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Intent {
+    store: String,
+    /// Key of the marker, and the event's id.
+    marker: String,
+    pubsub: String,
+    topic: String,
+    /// The CloudEvent as JSON text.
+    event: String,
+}
+
+struct Waiting {
+    /// Its row in the table.
+    row: String,
+    intent: Intent,
+    /// Whether the transaction took place is not known: the marker says so.
+    doubtful: bool,
+    published: bool,
+}
+
+/// One store with an outbox.
+struct Line {
+    pubsub: String,
+    topic: String,
+    sender: mpsc::Sender<Waiting>,
+    receiver: Mutex<Option<mpsc::Receiver<Waiting>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabel {
+    store: String,
+}
+
+/// All stores with an outbox.
+pub(super) struct Transactional {
+    lines: BTreeMap<String, Line>,
+    /// Where intents survive a restart; without one nothing on this node does.
+    table: Option<Arc<dyn Table>>,
+    next: AtomicU64,
+    waiting: Family<StoreLabel, Gauge>,
+}
+
+impl Transactional {
+    pub fn new(stores: &BTreeMap<String, Loaded<dyn StateStore>>, table: Option<Arc<dyn Table>>, metrics: &crate::telemetry::Metrics) -> Self {
+        let mut lines = BTreeMap::new();
+        for (name, loaded) in stores {
+            let get = |key| loaded.properties.get_exact(key).filter(|v| !v.is_empty());
+            let (Some(pubsub), Some(topic)) = (get("outboxPublishPubsub"), get("outboxPublishTopic")) else { continue };
+            let (sender, receiver) = mpsc::channel(MAX_WAITING);
+            let line = Line { pubsub: pubsub.to_owned(), topic: topic.to_owned(), sender, receiver: Mutex::new(Some(receiver)) };
+            lines.insert(name.clone(), line);
+        }
+        let waiting = if lines.is_empty() {
+            Family::default()
+        } else {
+            metrics.shared("selvedge_state_outbox_waiting", "Events of committed state transactions that are not published yet", Family::default)
+        };
+        Self { lines, table, next: AtomicU64::new(0), waiting }
+    }
+
+    pub fn has(&self, store: &str) -> bool {
+        self.lines.contains_key(store)
+    }
+
+    fn gauge(&self, store: &str) -> Gauge {
+        self.waiting.get_or_create(&StoreLabel { store: store.to_owned() }).clone()
+    }
+
+    /// Rows sort by the time at which they were made.
+    fn row_key(&self, now: Timestamp) -> String {
+        format!("{:016}-{:010}", now.0, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn note(&self, waiting: &[Waiting]) -> Result<(), String> {
+        let Some(table) = &self.table else { return Ok(()) };
+        let mut writes = Vec::with_capacity(waiting.len());
+        for w in waiting {
+            let row = serde_json::to_vec(&w.intent).map_err(|e| e.to_string())?;
+            writes.push(table.put(&w.row, row.into()));
+        }
+        for write in writes {
+            write.await.map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, row: &str) -> Result<(), String> {
+        match &self.table {
+            Some(table) => table.delete(row).await.map_err(|e| e.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The value as an event's data, and its media type. HTTP gives JSON: Dapr prints it, so that a text loses its quotes; what it prints
+/// of objects and lists nobody can read, so they stay JSON here.
+fn data(item: &SetItem) -> (Bytes, String) {
+    let given = item.metadata.get("contentType").map_or("", String::as_str);
+    let bytes = item.value.bytes.clone();
+    if !item.value.json || given.eq_ignore_ascii_case("application/json") {
+        return (bytes, given.to_owned());
+    }
+    match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::String(text)) => (text.into(), given.to_owned()),
+        Ok(Value::Object(_) | Value::Array(_)) if given.is_empty() => (bytes, "application/json".to_owned()),
+        _ => (bytes, given.to_owned()),
+    }
+}
+
+/// The operations that are stored, and by key the items that only give an event its data (`outbox.projection`).
+fn projections(items: Vec<TransactionItem>) -> (Vec<TransactionItem>, BTreeMap<String, SetItem>) {
+    let (mut stored, mut projected) = (Vec::with_capacity(items.len()), BTreeMap::new());
+    for item in items {
+        match item {
+            TransactionItem::Upsert(item) if item.metadata.get("outbox.projection").is_some_and(|v| is_truthy(v)) => {
+                projected.insert(item.key.clone(), item);
+            }
+            other => stored.push(other),
+        }
+    }
+    (stored, projected)
+}
+
+impl Blocks {
+    fn intent(&self, store: &str, line: &Line, item: &SetItem, payload: &SetItem, trace: &Trace) -> Result<Intent, ApiError> {
+        let app = &self.inner.app_id;
+        let marker = format!("outbox-{}", uuid::Uuid::new_v4());
+        let (data, content_type) = data(payload);
+        let wrapped = cloudevent::wrap(&Wrap {
+            app_id: app,
+            pubsub: &line.pubsub,
+            topic: &line.topic,
+            data: &data,
+            content_type: &content_type,
+            metadata: &Metadata::from([("cloudevent.id".to_owned(), marker.clone())]),
+            trace_parent: &trace.parent,
+            trace_state: &trace.state,
+            now: self.inner.clock.now(),
+        })
+        .map_err(|e| pubsub::outbox(&line.pubsub, app, e))?;
+        let mut event: Value = serde_json::from_slice(&wrapped).map_err(|e| pubsub::outbox(&line.pubsub, app, e))?;
+        if let Value::Object(event) = &mut event {
+            event.insert("id".into(), Value::String(marker.clone()));
+            for (name, value) in item.metadata.iter().filter(|(name, _)| *name != "data" && *name != "id") {
+                event.insert(name.clone(), Value::String(value.clone()));
+            }
+        }
+        Ok(Intent { store: store.to_owned(), marker, pubsub: line.pubsub.clone(), topic: line.topic.clone(), event: go_json(&event) })
+    }
+
+    /// A transaction of a store that has an outbox. `operations` makes the store's requests of the items that are stored.
+    pub(super) async fn transact_and_tell(
+        &self,
+        store: &Loaded<dyn StateStore>,
+        items: Vec<TransactionItem>,
+        operations: impl FnOnce(Vec<TransactionItem>) -> Result<Vec<StateOperation>, ApiError>,
+        metadata: Metadata,
+        trace: &Trace,
+    ) -> Result<(), ApiError> {
+        let Some(line) = self.inner.transactional.lines.get(&store.name) else {
+            return store.item.transact(operations(items)?, metadata).await.map_err(|e| state::transaction(&e));
+        };
+        let fail = |cause: String| pubsub::outbox(&line.pubsub, &self.inner.app_id, cause);
+        // A transaction that could never be told of is refused.
+        self.check_publish(&line.pubsub, &line.topic).map_err(|e| fail(e.message.clone()))?;
+        let (stored, projected) = projections(items);
+        let mut waiting = Vec::new();
+        for item in &stored {
+            if let TransactionItem::Upsert(item) = item {
+                let intent = self.intent(&store.name, line, item, projected.get(&item.key).unwrap_or(item), trace)?;
+                let row = self.inner.transactional.row_key(self.inner.clock.now());
+                waiting.push(Waiting { row, intent, doubtful: false, published: false });
+            }
+        }
+        let mut operations = operations(stored)?;
+        operations.extend(waiting.iter().map(|w| {
+            StateOperation::Set(SetRequest {
+                key: w.intent.marker.clone(),
+                value: StateValue { bytes: Bytes::from_static(b"0"), json: true },
+                etag: None,
+                ttl_seconds: None,
+                concurrency: Concurrency::LastWrite,
+                consistency: Consistency::Unspecified,
+                metadata: Metadata::new(),
+            })
+        }));
+        let (item, sender, blocks, gauge) = (store.item.clone(), line.sender.clone(), self.clone(), self.inner.transactional.gauge(&store.name));
+        // A caller that goes away must not leave a commit that nobody tells of.
+        let whole = tokio::spawn(async move {
+            blocks.inner.transactional.note(&waiting).await.map_err(Failure::Note)?;
+            let done = item.transact(operations, metadata).await;
+            for w in waiting {
+                gauge.inc();
+                // After an error the marker tells whether the store has it all the same.
+                if sender.send(Waiting { doubtful: done.is_err(), ..w }).await.is_err() {
+                    tracing::warn!("a committed transaction is told of after the next start");
+                }
+            }
+            done.map_err(Failure::Store)
+        });
+        match whole.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Failure::Note(cause))) => Err(fail(cause)),
+            Ok(Err(Failure::Store(error))) => Err(state::transaction(&error)),
+            Err(error) => Err(fail(error.to_string())),
+        }
+    }
+
+    /// Publishes the events of committed transactions until `stop` resolves; first those of before the start.
+    pub async fn serve_transactions(self, stop: impl Future<Output = ()>) {
+        let transactional = &self.inner.transactional;
+        let mut workers = JoinSet::new();
+        let mut left: BTreeMap<String, Vec<Waiting>> = BTreeMap::new();
+        if let Some(table) = transactional.table.as_ref().filter(|_| !transactional.lines.is_empty()) {
+            let mut rows = table.load().await.unwrap_or_else(|error| {
+                tracing::error!(error = %error, "transactions of before the start cannot be told of until the next one");
+                Vec::new()
+            });
+            rows.sort_by(|a, b| a.0.cmp(&b.0));
+            for (row, bytes) in rows {
+                match serde_json::from_slice::<Intent>(&bytes) {
+                    Ok(intent) => {
+                        left.entry(intent.store.clone()).or_default().push(Waiting { row, intent, doubtful: true, published: false });
+                    }
+                    Err(error) => tracing::error!(row, error = %error, "an event of a transaction cannot be read; its row is left"),
+                }
+            }
+        }
+        for (name, line) in &transactional.lines {
+            let receiver = line.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let (before, blocks, gauge) = (left.remove(name).unwrap_or_default(), self.clone(), transactional.gauge(name));
+            gauge.inc_by(before.len() as i64);
+            if let Some(mut receiver) = receiver {
+                workers.spawn(async move {
+                    for w in before {
+                        blocks.tell(w).await;
+                        gauge.dec();
+                    }
+                    while let Some(w) = receiver.recv().await {
+                        blocks.tell(w).await;
+                        gauge.dec();
+                    }
+                });
+            }
+        }
+        for (store, rows) in left {
+            tracing::warn!(store, events = rows.len(), "events of a store that has no outbox any more are kept, not published");
+        }
+        stop.await;
+    }
+
+    /// Publishes one, however long that takes. In order: the next ones wait.
+    async fn tell(&self, mut waiting: Waiting) {
+        let mut pause = RETRY.0;
+        let mut said = false;
+        while let Err(cause) = self.try_to_tell(&mut waiting).await {
+            if !std::mem::replace(&mut said, true) {
+                let Intent { store, pubsub, topic, .. } = &waiting.intent;
+                tracing::warn!(store, pubsub, topic, cause, "an event of a transaction cannot be published yet; it is tried again");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn try_to_tell(&self, waiting: &mut Waiting) -> Result<(), String> {
+        let intent = &waiting.intent;
+        let store = self.inner.components.state.get(&intent.store).ok_or_else(|| format!("there is no state store {}", intent.store))?;
+        if waiting.doubtful {
+            let request = GetRequest { key: intent.marker.clone(), consistency: Consistency::Strong, metadata: Metadata::new() };
+            if store.item.get(request).await.map_err(|e| e.to_string())?.is_none() {
+                // It did not take place.
+                return self.inner.transactional.forget(&waiting.row).await;
+            }
+            waiting.doubtful = false;
+        }
+        if !waiting.published {
+            let call = PublishCall { pubsub: intent.pubsub.clone(), topic: intent.topic.clone(), ..PublishCall::default() };
+            let event = Bytes::from(intent.event.clone());
+            self.publish_event(&call, event, cloudevent::CONTENT_TYPE.to_owned()).await?;
+            waiting.published = true;
+        }
+        let marker = DeleteRequest {
+            key: intent.marker.clone(),
+            etag: None,
+            concurrency: Concurrency::LastWrite,
+            consistency: Consistency::Unspecified,
+            metadata: Metadata::new(),
+        };
+        // The row goes last: without a marker it says that there is nothing to tell.
+        store.item.delete(marker).await.map_err(|e| e.to_string())?;
+        self.inner.transactional.forget(&waiting.row).await
+    }
+}
+
+enum Failure {
+    Note(String),
+    Store(crate::component::StateError),
+}
