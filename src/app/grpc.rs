@@ -9,6 +9,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct};
 use selvedge_proto::runtime::app_callback_alpha_client::AppCallbackAlphaClient;
 use selvedge_proto::runtime::app_callback_client::AppCallbackClient;
+use selvedge_proto::runtime::app_callback_health_check_client::AppCallbackHealthCheckClient;
 use selvedge_proto::runtime::topic_event_bulk_request_entry::Event;
 use selvedge_proto::runtime::topic_event_response::TopicEventResponseStatus;
 use selvedge_proto::runtime::{
@@ -136,6 +137,10 @@ impl GrpcApp {
             }
             other => other,
         }
+    }
+
+    pub async fn is_well(&self) -> bool {
+        AppCallbackHealthCheckClient::new(self.channel.clone()).health_check(self.request((), &[])).await.is_ok()
     }
 
     pub async fn wants_binding(&self, name: &str) -> bool {

@@ -83,6 +83,17 @@ impl HttpApp {
         }
     }
 
+    pub async fn actor_types(&self, app_id: &str) -> Vec<String> {
+        let Ok(answer) = self.call(Method::GET, "/dapr/config", &[("dapr-app-id", app_id)], Bytes::new()).await else { return Vec::new() };
+        let config = serde_json::from_slice::<Value>(&answer.body).ok().filter(|_| answer.status == 200).unwrap_or_default();
+        let entities = config.get("entities").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        entities.iter().filter_map(|e| e.as_str().map(str::to_owned)).collect()
+    }
+
+    pub async fn is_well(&self, path: &str) -> bool {
+        self.call(Method::GET, path, &[], Bytes::new()).await.is_ok_and(|a| a.is_success())
+    }
+
     pub async fn deliver(&self, event: TopicEvent<'_>) -> Result<Verdict, AppError> {
         let trace = trace_of(event.event);
         let mut headers = vec![("content-type", cloudevent::CONTENT_TYPE), ("pubsubName", event.pubsub)];

@@ -2,6 +2,7 @@
 //! token and a bound on how many calls run at a time.
 
 mod grpc;
+mod health;
 mod http;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::component::{BindingReading, Metadata};
 use crate::resource::SubscriptionSpec;
 
 pub(crate) use grpc::{status_verdict, topic_event};
+pub use health::HealthCheck;
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
@@ -208,6 +210,23 @@ impl AppChannel {
         match &self.inner.transport {
             Transport::Http(app) => app.subscriptions(app_id).await,
             Transport::Grpc(app) => app.subscriptions().await,
+        }
+    }
+
+    /// Actor types that an HTTP application says it hosts (`/dapr/config`); none when it does not say.
+    pub async fn actor_types(&self, app_id: &str) -> Vec<String> {
+        let _permit = self.permit().await;
+        match &self.inner.transport {
+            Transport::Http(app) => app.actor_types(app_id).await,
+            Transport::Grpc(_) => Vec::new(),
+        }
+    }
+
+    /// Whether the application says that it is well. Needs no permit: one that is busy may still be well.
+    async fn is_well(&self, path: &str) -> bool {
+        match &self.inner.transport {
+            Transport::Http(app) => app.is_well(path).await,
+            Transport::Grpc(app) => app.is_well().await,
         }
     }
 

@@ -49,8 +49,16 @@ struct Inner {
     active: subscription::ActiveSubscriptions,
     clock: Arc<dyn Clock>,
     extended: Mutex<BTreeMap<String, String>>,
-    /// `--disable-init-endpoints=subscribe`: the application is not asked for subscriptions.
-    skip_subscribe: bool,
+    skip: SkipInit,
+}
+
+/// What the application is not asked at the start (`--disable-init-endpoints`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SkipInit {
+    /// `subscribe`: what it subscribes to.
+    pub subscribe: bool,
+    /// `config`: what it hosts.
+    pub config: bool,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -60,10 +68,9 @@ impl std::fmt::Debug for Blocks {
 }
 
 impl Blocks {
-    /// The blocks of a node. `version` is what metadata shows as the runtime's; with `skip_subscribe` the application is not asked what it
-    /// subscribes to.
+    /// The blocks of a node. `version` is what metadata shows as the runtime's; `skip` says what the application is not asked.
     #[must_use]
-    pub fn new(node: &Node, version: &str, skip_subscribe: bool) -> Self {
+    pub fn new(node: &Node, version: &str, skip: SkipInit) -> Self {
         let config = node.config();
         let status = node.status();
         let active = subscription::ActiveSubscriptions::default();
@@ -84,7 +91,7 @@ impl Blocks {
                 active,
                 clock: node.clock(),
                 extended: Mutex::default(),
-                skip_subscribe,
+                skip,
             }),
         }
     }

@@ -118,7 +118,16 @@ impl Blocks {
 
     async fn hand_over(&self, loaded: &Loaded<dyn PubSub>, call: &PublishCall, data: Bytes, content_type: String) -> Result<Published, String> {
         let Some(hub) = self.inner.hub.as_ref().filter(|_| self.is_stored(&call.pubsub)) else {
-            let request = PublishRequest { topic: call.topic.clone(), data, content_type: Some(content_type), metadata: call.metadata.clone() };
+            let mut metadata = call.metadata.clone();
+            // A CloudEvent carries the trace itself; beside a raw payload it travels as metadata.
+            if content_type != cloudevent::CONTENT_TYPE {
+                for (name, value) in [("traceparent", &call.trace_parent), ("tracestate", &call.trace_state)] {
+                    if !value.is_empty() {
+                        metadata.entry(name.to_owned()).or_insert_with(|| value.clone());
+                    }
+                }
+            }
+            let request = PublishRequest { topic: call.topic.clone(), data, content_type: Some(content_type), metadata };
             return loaded.item.publish(request).await.map_err(|e| e.to_string());
         };
         let message = Inbound {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Host, NodeConfig, NodeError};
+use super::{Host, NodeConfig, NodeError, encrypted};
 use crate::component::{Binding, BuildError, Category, ComponentContext, Metadata, Properties, PubSub, SecretStore, StateStore};
 use crate::hub::Hub;
 use crate::resource::{ComponentSpec, PropertySource};
@@ -211,7 +211,10 @@ async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: 
         }};
     }
     match category {
-        Category::State => make!(build_state_store, state, |m| m),
+        Category::State => {
+            let keys = encrypted::keys(spec, &loaded.3).map_err(|e| code("INIT_COMPONENT_FAILURE", e))?;
+            make!(build_state_store, state, |m| encrypted::wrap(m, keys));
+        }
         Category::PubSub => make!(build_pubsub, pubsub, |m| m),
         Category::Bindings => make!(build_binding, bindings, Arc::new),
         Category::SecretStores => make!(build_secret_store, secrets, |m| m),

@@ -4,6 +4,7 @@
 //! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
 
 mod components;
+mod encrypted;
 mod inbound;
 mod readings;
 mod store;

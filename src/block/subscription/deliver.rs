@@ -49,11 +49,16 @@ impl Delivering {
     /// When the payload is no CloudEvent and the subscription is not for raw payloads.
     fn event(&self, message: &Delivery) -> Result<Map<String, Value>, String> {
         if self.is_raw() {
-            let event = json!({
+            let mut event = json!({
                 "id": uuid::Uuid::new_v4().to_string(), "specversion": "1.0", "source": "Dapr", "type": "com.dapr.event.sent",
                 "datacontenttype": "application/octet-stream", "topic": message.topic, "pubsubname": self.spec.pubsub,
                 "data_base64": STANDARD.encode(&message.data),
             });
+            for name in ["traceparent", "tracestate"] {
+                if let Some(value) = message.metadata.get(name) {
+                    event[name] = json!(value);
+                }
+            }
             return Ok(event.as_object().cloned().unwrap_or_default());
         }
         match serde_json::from_slice::<Value>(&message.data) {

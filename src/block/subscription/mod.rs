@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::{Blocks, scope};
 use crate::api::error::{ApiError, pubsub};
@@ -73,25 +74,62 @@ impl StreamSubscription {
     }
 }
 
+/// Resolves when the value is there; never when it cannot change any more.
+async fn becomes(well: &mut watch::Receiver<bool>, wanted: bool) {
+    if well.wait_for(|w| *w == wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 impl Blocks {
-    /// Finds what the application wants and delivers it until `stop` resolves. The caller has waited for the application's port.
-    /// `attached` resolves (or is dropped) when the subscriptions stand.
-    pub async fn serve_app(&self, app: AppChannel, attached: tokio::sync::oneshot::Sender<()>, mut stop: Fut<'static, ()>) {
-        let mut subscriptions: Vec<Box<dyn SubscriptionHandle>> = Vec::new();
-        let mut reads: Vec<Box<dyn ReadHandle>> = Vec::new();
-        tokio::select! {
-            () = self.attach(&app, &mut subscriptions, &mut reads) => {
-                // Nobody may wait for it any more.
-                let _ = attached.send(());
-                stop.await;
+    /// Finds what the application wants and delivers it while it is `well`, until `stop` resolves. The caller has waited for the
+    /// application's port. `attached` resolves when the subscriptions stand, or is dropped when they wait for the application to be well.
+    pub async fn serve_app(
+        &self,
+        app: AppChannel,
+        mut well: watch::Receiver<bool>,
+        attached: tokio::sync::oneshot::Sender<()>,
+        mut stop: Fut<'static, ()>,
+    ) {
+        // Readiness does not wait for the application's health (Dapr's rule).
+        let mut attached = Some(attached).filter(|_| *well.borrow());
+        let mut asked = self.inner.skip.config;
+        loop {
+            tokio::select! {
+                () = becomes(&mut well, true) => {}
+                () = &mut stop => return,
             }
-            () = &mut stop => {}
-        }
-        for read in &reads {
-            read.close().await;
-        }
-        for subscription in &subscriptions {
-            subscription.close().await;
+            let mut subscriptions: Vec<Box<dyn SubscriptionHandle>> = Vec::new();
+            let mut reads: Vec<Box<dyn ReadHandle>> = Vec::new();
+            let delivering = async {
+                if !std::mem::replace(&mut asked, true) {
+                    let actors = app.actor_types(&self.inner.app_id).await;
+                    if !actors.is_empty() {
+                        tracing::warn!(types = actors.join(", "), "the application hosts actors; they are not served yet");
+                    }
+                }
+                self.attach(&app, &mut subscriptions, &mut reads).await;
+                if let Some(attached) = attached.take() {
+                    // Nobody may wait for it any more.
+                    let _ = attached.send(());
+                }
+                std::future::pending::<()>().await;
+            };
+            let ended = tokio::select! {
+                () = delivering => true,
+                () = becomes(&mut well, false) => false,
+                () = &mut stop => true,
+            };
+            for read in &reads {
+                read.close().await;
+            }
+            for subscription in &subscriptions {
+                subscription.close().await;
+            }
+            if ended {
+                return;
+            }
+            tracing::warn!("App entered un-healthy status; its subscriptions and input bindings wait until it is well");
         }
     }
 
@@ -123,8 +161,8 @@ impl Blocks {
     /// The application's list and the resources, each pair of pub/sub and topic once: programmatic beats declarative, the last
     /// programmatic one and the first declarative one count.
     async fn wanted(&self, app: &AppChannel) -> Vec<(SubscriptionKind, SubscriptionSpec)> {
-        let ask = !self.inner.components.pubsub.is_empty() && !self.inner.skip_subscribe;
-        if self.inner.skip_subscribe {
+        let ask = !self.inner.components.pubsub.is_empty() && !self.inner.skip.subscribe;
+        if self.inner.skip.subscribe {
             tracing::info!("Skipping programmatic subscription loading");
         }
         let mut programmatic = if ask { self.ask_app(app).await } else { Vec::new() };

@@ -27,11 +27,11 @@ const FLAGS: &[Flag] = &[
     ("app-channel-address", Kind::Text, true),
     ("app-max-concurrency", Kind::Integer, true),
     ("app-ssl", Kind::Switch, false),
-    ("app-health-check-path", Kind::Text, false),
-    ("app-health-probe-interval", Kind::Integer, false),
-    ("app-health-probe-timeout", Kind::Integer, false),
-    ("app-health-threshold", Kind::Integer, false),
-    ("enable-app-health-check", Kind::Switch, false),
+    ("app-health-check-path", Kind::Text, true),
+    ("app-health-probe-interval", Kind::Integer, true),
+    ("app-health-probe-timeout", Kind::Integer, true),
+    ("app-health-threshold", Kind::Integer, true),
+    ("enable-app-health-check", Kind::Switch, true),
     ("dapr-http-port", Kind::Integer, true),
     ("dapr-grpc-port", Kind::Integer, true),
     ("dapr-internal-grpc-port", Kind::Integer, false),
@@ -85,7 +85,6 @@ const FLAGS: &[Flag] = &[
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.
 const HARMLESS: &[(&str, &str)] = &[
-    ("enable-app-health-check", "false"),
     ("enable-profiling", "false"),
     ("enable-mtls", "false"),
     ("app-ssl", "false"),
@@ -187,6 +186,11 @@ impl Flags {
     /// A size in bytes.
     pub fn size(&self, name: &str, default: u64) -> Result<u64, UsageError> {
         self.text(name).map_or(Ok(default), |t| units::parse_size(t).map_err(|e| usage(format!("--{name}: {e}"))))
+    }
+
+    /// A number above 0; anything else is the default (daprd's rule for the health check).
+    pub fn positive(&self, name: &str, default: u64) -> u64 {
+        self.integer(name).and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(default)
     }
 
     /// The grace period: 5 s; 0 waits for ever, less than 0 is the default (daprd's rule).

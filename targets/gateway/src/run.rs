@@ -207,7 +207,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics, doors.skip_subscribe);
+    let mut api = serve_api::start(&node, sockets, doors.http_options(&node), &metrics, doors.skip);
     let mut asked = api.shutdown.clone();
     let app = match doors.app() {
         Ok(app) => app,
@@ -238,7 +238,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     let mut running = tokio::spawn(node.run(stop, grace));
     if let Some(app) = app {
         // As daprd: ready when the subscriptions stand. A broker that is away must not hold that up, so the wait is short.
-        let _ = tokio::time::timeout(ATTACH, api.serve_app(app)).await;
+        let _ = tokio::time::timeout(ATTACH, api.serve_app(app, doors.health.clone())).await;
     }
     api.ready();
     let cause = tokio::select! {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use selvedge::api::grpc::{self, GrpcOptions};
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
-use selvedge::app::{AppAddress, AppChannel, AppError, AppProtocol};
-use selvedge::block::Blocks;
+use selvedge::app::{AppAddress, AppChannel, AppError, AppProtocol, HealthCheck};
+use selvedge::block::{Blocks, SkipInit};
 use selvedge::node::Node;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
@@ -30,8 +30,10 @@ pub struct Doors {
     allowed_origins: Vec<String>,
     api_logging: bool,
     app: Option<AppAddress>,
-    /// `--disable-init-endpoints=subscribe`.
-    pub skip_subscribe: bool,
+    /// How the application's health is asked for.
+    pub health: Option<HealthCheck>,
+    /// `--disable-init-endpoints`.
+    pub skip: SkipInit,
 }
 
 /// Sockets that are bound.
@@ -58,18 +60,34 @@ fn address(text: &str, flag: &str) -> Result<IpAddr, UsageError> {
     plain.parse().map_err(|_| UsageError(format!("--{flag}: found {text:?}; accepted is an IP address")))
 }
 
-/// Whether the application is not to be asked for subscriptions.
-fn skipped(flags: &Flags) -> Result<bool, UsageError> {
-    let mut skip = false;
+/// What the application is not to be asked.
+fn skipped(flags: &Flags) -> Result<SkipInit, UsageError> {
+    let mut skip = SkipInit::default();
     for name in flags.text("disable-init-endpoints").unwrap_or_default().split(',').filter(|n| !n.is_empty()) {
         match name.trim() {
-            "subscribe" => skip = true,
-            // It is not asked for its configuration anyway: nothing in that is served yet.
-            "config" => {}
+            "subscribe" => skip.subscribe = true,
+            "config" => skip.config = true,
             other => return Err(UsageError(format!("--disable-init-endpoints: found {other:?}; accepted are config and subscribe"))),
         }
     }
     Ok(skip)
+}
+
+/// How the application's health is asked for, if it is.
+fn health_check(flags: &Flags) -> Result<Option<HealthCheck>, UsageError> {
+    if !flags.switch("enable-app-health-check", false) {
+        return Ok(None);
+    }
+    let interval = Duration::from_secs(flags.positive("app-health-probe-interval", 5));
+    let timeout = Duration::from_millis(flags.positive("app-health-probe-timeout", 500));
+    if timeout > interval {
+        let (t, i) = (timeout.as_millis(), interval.as_secs());
+        return Err(UsageError(format!(
+            "--app-health-probe-timeout: found {t} ms; accepted is at most the interval of {i} s (--app-health-probe-interval)"
+        )));
+    }
+    let threshold = u32::try_from(flags.positive("app-health-threshold", 3)).unwrap_or(u32::MAX);
+    Ok(Some(HealthCheck { path: flags.text("app-health-check-path").unwrap_or("/healthz").to_owned(), interval, timeout, threshold }))
 }
 
 /// The application, if there is one.
@@ -119,7 +137,8 @@ impl Doors {
                 .collect(),
             api_logging: flags.switch("enable-api-logging", false),
             app: app_address(flags)?,
-            skip_subscribe: skipped(flags)?,
+            health: health_check(flags)?,
+            skip: skipped(flags)?,
         })
     }
 
@@ -189,8 +208,8 @@ async fn bind(ip: IpAddr, port: u16, clock: &Arc<dyn Clock>) -> std::io::Result<
 }
 
 /// Starts the servers; health says "not ready" until [`Api::ready`].
-pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metrics, skip_subscribe: bool) -> Api {
-    let blocks = Blocks::new(node, env!("CARGO_PKG_VERSION"), skip_subscribe);
+pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metrics, skip: SkipInit) -> Api {
+    let blocks = Blocks::new(node, env!("CARGO_PKG_VERSION"), skip);
     let (ready, is_ready) = watch::channel(false);
     let (ask, shutdown) = watch::channel(None);
     let (stop, mut stopped) = watch::channel(false);
@@ -226,15 +245,21 @@ impl Api {
         self.ready.send_replace(true);
     }
 
-    /// Delivers to the application what it subscribes to, until the API stops. The result resolves when its subscriptions stand.
-    pub fn serve_app(&mut self, app: AppChannel) -> oneshot::Receiver<()> {
+    /// Delivers to the application what it subscribes to, while it is well and until the API stops. The result resolves when its
+    /// subscriptions stand, or wait for its health.
+    pub fn serve_app(&mut self, app: AppChannel, health: Option<HealthCheck>) -> oneshot::Receiver<()> {
         let (stands, attached) = oneshot::channel();
         let (blocks, mut stopped) = (self.blocks.clone(), self.stop.subscribe());
+        // Well from the start where nobody asks.
+        let (well, is_well) = watch::channel(health.is_none());
+        if let Some(health) = health {
+            self.servers.spawn(app.clone().watch_health(health, well));
+        }
         self.servers.spawn(async move {
             let stop = Box::pin(async move {
                 let _ = stopped.wait_for(|s| *s).await;
             });
-            blocks.serve_app(app, stands, stop).await;
+            blocks.serve_app(app, is_well, stands, stop).await;
         });
         attached
     }

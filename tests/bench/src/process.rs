@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A process of ours.
 pub struct Process(Child);
@@ -70,9 +71,18 @@ pub fn disk(folder: &Path) -> io::Result<f64> {
     Ok(sum)
 }
 
-/// A port that nobody uses at the moment.
+/// A port that nobody uses at the moment, below those that the system gives to outgoing connections: none of these may take it before
+/// it is bound.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 100) as u16 * 100;
+    for _ in 0..10_000 {
+        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::other("no free port from 20000 to 29999"))
 }
 
 #[cfg(test)]
