@@ -161,8 +161,9 @@ pub trait PubSub: Send + Sync + 'static {
         handler: Arc<dyn MessageHandler>,
     ) -> Fut<'a, Result<Box<dyn SubscriptionHandle>, PubSubError>>;
 
-    /// Whether handler calls of one subscription overlap even for one topic. Without that a bulk subscription's batches are of one message.
-    fn delivers_side_by_side(&self) -> bool {
+    /// Whether a bulk subscription waits for its time or its number of messages before it delivers. Without it each message is a batch
+    /// of its own, at once: where the next message of a topic is handed out when the one before is done, a wait brings nothing.
+    fn bulk_waits(&self) -> bool {
         false
     }
 

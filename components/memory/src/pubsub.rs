@@ -121,6 +121,11 @@ impl PubSub for MemoryPubSub {
         &FEATURES
     }
 
+    /// As Dapr's does: it hands out one message at a time all the same, so each waits its full time.
+    fn bulk_waits(&self) -> bool {
+        true
+    }
+
     fn publish<'a>(&'a self, request: PublishRequest) -> Fut<'a, Result<Published, PubSubError>> {
         let outcome = self.deliver(&request).map(|()| Published::default());
         Box::pin(std::future::ready(outcome))

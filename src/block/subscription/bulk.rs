@@ -28,11 +28,11 @@ pub(super) struct Batching {
 }
 
 impl Batching {
-    /// Starts to collect; ends when the handler is dropped. With `one_by_one` the pub/sub hands out a message only when the one before is
-    /// done: waiting for a second one would be waiting for nothing, so each is a batch of its own, at once.
-    pub fn start(delivering: Delivering, app: AppChannel, settings: BulkSubscribe, one_by_one: bool) -> Self {
+    /// Starts to collect; ends when the handler is dropped. Unless the pub/sub `waits`, each message is a batch of its own, at once
+    /// ([`PubSub::bulk_waits`](crate::component::PubSub::bulk_waits)).
+    pub fn start(delivering: Delivering, app: AppChannel, settings: BulkSubscribe, waits: bool) -> Self {
         let or = |n: u32, default: u32| if n == 0 { default } else { n };
-        let most = if one_by_one { 1 } else { or(settings.max_messages, DEFAULT_MESSAGES).min(MAX_MESSAGES) as usize };
+        let most = if waits { or(settings.max_messages, DEFAULT_MESSAGES).min(MAX_MESSAGES) as usize } else { 1 };
         let wait = Duration::from_millis(u64::from(or(settings.max_await_ms, DEFAULT_WAIT_MS)));
         let (queue, messages) = mpsc::channel(most);
         tokio::spawn(collect(messages, Arc::new(delivering), app, most, wait));

@@ -210,7 +210,7 @@ impl Blocks {
         let request = SubscribeRequest { topic: spec.topic.clone(), metadata: spec.metadata.clone() };
         let delivering = Delivering { blocks: self.clone(), outlet: Arc::new(app.clone()), spec: spec.clone(), routes };
         let handler: Arc<dyn MessageHandler> = if spec.bulk.enabled {
-            Arc::new(Batching::start(delivering, app.clone(), spec.bulk, !loaded.item.delivers_side_by_side()))
+            Arc::new(Batching::start(delivering, app.clone(), spec.bulk, loaded.item.bulk_waits()))
         } else {
             Arc::new(delivering)
         };
