@@ -295,6 +295,23 @@ pub fn binding(name: &str, detail: impl std::fmt::Display) -> ApiError {
     ApiError::plain(500, 13, "ERR_INVOKE_OUTPUT_BINDING", format!("error invoking output binding {name}: {detail}"))
 }
 
+/// Service invocation.
+pub mod invoke {
+    use super::ApiError;
+
+    /// The call did not take place.
+    #[must_use]
+    pub fn failed(id: &str, detail: impl std::fmt::Display) -> ApiError {
+        ApiError::plain(500, 13, "ERR_DIRECT_INVOKE", format!("failed to invoke, id: {id}, err: {detail}"))
+    }
+
+    /// The method is no path.
+    #[must_use]
+    pub fn method(id: &str, method: &str) -> ApiError {
+        failed(id, format!("{method:?} is no method; characters of control, # and ? are not accepted"))
+    }
+}
+
 /// A route that leads nowhere, which Dapr takes for a service invocation without a target.
 #[must_use]
 pub fn no_target() -> ApiError {
@@ -337,6 +354,7 @@ mod tests {
             (secret::denied("s", "k"), 403, 7, "ERR_PERMISSION_DENIED", 0),
             (secret::get("s", "k", "x"), 500, 13, "ERR_SECRET_GET", 0),
             (binding("b", "x"), 500, 13, "ERR_INVOKE_OUTPUT_BINDING", 0),
+            (invoke::failed("a", "x"), 500, 13, "ERR_DIRECT_INVOKE", 0),
             (no_target(), 404, 3, "ERR_DIRECT_INVOKE", 0),
         ];
         for (error, status, grpc, code, details) in rows {

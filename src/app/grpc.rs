@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct};
+use selvedge_proto::common::http_extension::Verb;
+use selvedge_proto::common::{HttpExtension, InvokeRequest};
 use selvedge_proto::runtime::app_callback_alpha_client::AppCallbackAlphaClient;
 use selvedge_proto::runtime::app_callback_client::AppCallbackClient;
 use selvedge_proto::runtime::app_callback_health_check_client::AppCallbackHealthCheckClient;
@@ -21,7 +23,9 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::{AppAddress, AppError, BULK_TYPE, BindingAnswer, BulkEvent, MAX_ANSWER_BYTES, TopicEvent, Verdict, by_item, trace_of};
+use super::{
+    AppAddress, AppError, BULK_TYPE, BindingAnswer, BulkEvent, MAX_ANSWER_BYTES, MethodAnswer, MethodCall, TopicEvent, Verdict, by_item, trace_of,
+};
 use crate::block::go_json;
 use crate::component::BindingReading;
 use crate::resource::{BulkSubscribe, RouteRule, SubscriptionSpec};
@@ -139,6 +143,48 @@ impl GrpcApp {
         }
     }
 
+    /// A gRPC application's answer as an HTTP one: its status mapped, an error's body as JSON.
+    pub async fn invoke(&self, call: MethodCall) -> MethodAnswer {
+        let verb = Verb::from_str_name(call.verb.as_str()).unwrap_or(Verb::None);
+        let content_type = call.headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let message = InvokeRequest {
+            method: percent_encoding::percent_decode_str(&call.path).decode_utf8_lossy().into_owned(),
+            data: Some(prost_types::Any { type_url: String::new(), value: call.body.to_vec() }),
+            content_type,
+            http_extension: Some(HttpExtension { verb: verb.into(), querystring: call.query.clone() }),
+        };
+        let mut request = self.request(message, &[]);
+        for (name, value) in &call.headers {
+            let name = name.as_str();
+            // Content is described by the message; `-bin` names would have to be base64.
+            if name.starts_with("content-") || name.ends_with("-bin") || name.starts_with("grpc-") || matches!(name, "host" | "user-agent" | "accept")
+            {
+                continue;
+            }
+            let name = name.parse::<tonic::metadata::MetadataKey<tonic::metadata::Ascii>>();
+            if let (Ok(name), Ok(value)) = (name, MetadataValue::try_from(value.as_bytes())) {
+                request.metadata_mut().entry(name).map(|e| e.or_insert(value)).ok();
+            }
+        }
+        let mut headers = http::HeaderMap::new();
+        let (status, content_type, body) = match self.client().on_invoke(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                (http::StatusCode::OK, answer.content_type, Bytes::from(answer.data.unwrap_or_default().value))
+            }
+            Err(status) => {
+                let text = serde_json::json!({"code": i32::from(status.code()), "message": status.message(), "details": []});
+                (http_status(status.code()), "application/json".to_owned(), Bytes::from(text.to_string()))
+            }
+        };
+        if let Ok(value) = content_type.parse::<http::HeaderValue>()
+            && !content_type.is_empty()
+        {
+            headers.insert("content-type", value);
+        }
+        MethodAnswer { status, headers, body }
+    }
+
     pub async fn is_well(&self) -> bool {
         AppCallbackHealthCheckClient::new(self.channel.clone()).health_check(self.request((), &[])).await.is_ok()
     }
@@ -155,6 +201,25 @@ impl GrpcApp {
         let answer = self.client().on_binding_event(self.request(message, &[])).await;
         let answer = answer.map_err(|status| format!("error invoking app: {}", describe(&status)))?.into_inner();
         Ok(BindingAnswer { data: (!answer.data.is_empty()).then_some(answer.data), to: answer.to })
+    }
+}
+
+/// HTTP status of a gRPC code (google.rpc.Code).
+fn http_status(code: Code) -> http::StatusCode {
+    use http::StatusCode as S;
+    match code {
+        Code::Ok => S::OK,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => S::BAD_REQUEST,
+        Code::Unauthenticated => S::UNAUTHORIZED,
+        Code::PermissionDenied => S::FORBIDDEN,
+        Code::NotFound => S::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => S::CONFLICT,
+        Code::ResourceExhausted => S::TOO_MANY_REQUESTS,
+        Code::Cancelled => S::REQUEST_TIMEOUT,
+        Code::Unimplemented => S::NOT_IMPLEMENTED,
+        Code::Unavailable => S::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => S::GATEWAY_TIMEOUT,
+        Code::Unknown | Code::Internal | Code::DataLoss => S::INTERNAL_SERVER_ERROR,
     }
 }
 

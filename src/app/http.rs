@@ -12,7 +12,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use super::{AppAddress, AppError, AppProtocol, BULK_TYPE, BindingAnswer, BulkEvent, MAX_ANSWER_BYTES, TopicEvent, Verdict, by_item, trace_of};
+use super::{
+    AppAddress, AppError, AppProtocol, BULK_TYPE, BindingAnswer, BulkEvent, MAX_ANSWER_BYTES, MethodAnswer, MethodCall, TopicEvent, Verdict, by_item,
+    end_to_end, trace_of,
+};
 use crate::block::{cloudevent, go_json};
 use crate::component::BindingReading;
 use crate::resource::{BulkSubscribe, RouteRule, SubscriptionSpec};
@@ -81,6 +84,29 @@ impl HttpApp {
                 Ok(Vec::new())
             }
         }
+    }
+
+    pub async fn invoke(&self, call: MethodCall) -> Result<MethodAnswer, AppError> {
+        let fail = |detail: String| AppError { address: format!("{}:{}/{}", self.host, self.port, call.path), detail };
+        let question = if call.query.is_empty() { "" } else { "?" };
+        let uri = format!("http://{}:{}/{}{question}{}", self.host, self.port, call.path, call.query);
+        let mut request =
+            Request::builder().method(call.verb.clone()).uri(uri).body(Full::new(call.body.clone())).map_err(|e| fail(e.to_string()))?;
+        *request.headers_mut() = call.headers.clone();
+        request.headers_mut().remove("host");
+        request.headers_mut().remove("content-length");
+        if let Some(token) = self.token.as_ref().and_then(|t| t.parse().ok()) {
+            request.headers_mut().insert("dapr-api-token", token);
+        }
+        let response = self.client.request(request).await.map_err(|e| {
+            let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+            fail(format!("{e}{cause}"))
+        })?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|e| fail(e.to_string()))?.to_bytes();
+        let mut headers = end_to_end(&parts.headers);
+        headers.remove("content-length");
+        Ok(MethodAnswer { status: parts.status, headers, body })
     }
 
     pub async fn actor_types(&self, app_id: &str) -> Vec<String> {

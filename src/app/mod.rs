@@ -8,6 +8,7 @@ mod http;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http as http_types;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -128,6 +129,51 @@ pub struct BindingAnswer {
     pub to: Vec<String>,
 }
 
+/// A call of one of the application's methods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MethodCall {
+    /// HTTP verb.
+    pub verb: http_types::Method,
+    /// Method: a path without the first `/`, percent-encoded where a URI wants it.
+    pub path: String,
+    /// Query as it came, without `?`.
+    pub query: String,
+    /// Headers that belong to the whole way (no hop-by-hop ones).
+    pub headers: http_types::HeaderMap,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// What the application answers to a method call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MethodAnswer {
+    /// HTTP status.
+    pub status: http_types::StatusCode,
+    /// Headers, without hop-by-hop ones.
+    pub headers: http_types::HeaderMap,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// Leaves out headers that are for one connection only (RFC 9110, section 7.6.1), those that `Connection` names among them.
+pub fn end_to_end(headers: &http_types::HeaderMap) -> http_types::HeaderMap {
+    const HOP: [&str; 9] = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let named = headers.get_all("connection").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let named: Vec<String> = named.map(|n| n.trim().to_ascii_lowercase()).collect();
+    let stays = |name: &str| !HOP.contains(&name) && !named.iter().any(|n| n == name);
+    headers.iter().filter(|(name, _)| stays(name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
+}
+
 /// The application could not be reached, or broke off.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("error invoking app at {address}: {detail}")]
@@ -210,6 +256,18 @@ impl AppChannel {
         match &self.inner.transport {
             Transport::Http(app) => app.subscriptions(app_id).await,
             Transport::Grpc(app) => app.subscriptions().await,
+        }
+    }
+
+    /// Calls one of its methods.
+    ///
+    /// # Errors
+    /// When the application cannot be reached; what it answers itself is no error.
+    pub async fn invoke(&self, call: MethodCall) -> Result<MethodAnswer, AppError> {
+        let _permit = self.permit().await;
+        match &self.inner.transport {
+            Transport::Http(app) => app.invoke(call).await,
+            Transport::Grpc(app) => Ok(app.invoke(call).await),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod binding;
 pub mod cloudevent;
+mod invoke;
 mod json;
 mod metadata;
 mod publish;
@@ -12,8 +13,11 @@ mod subscription;
 mod transactional;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use tokio::sync::watch;
+
+use crate::app::AppChannel;
 use crate::hub::Hub;
 use crate::node::{Components, Node, NodeStatus};
 use crate::resource::{ConfigurationSpec, SubscriptionSpec};
@@ -30,6 +34,12 @@ pub use transactional::Trace;
 #[derive(Clone)]
 pub struct Blocks {
     inner: Arc<Inner>,
+}
+
+struct ServedApp {
+    channel: AppChannel,
+    /// Whether it is well.
+    well: watch::Receiver<bool>,
 }
 
 struct Inner {
@@ -49,6 +59,8 @@ struct Inner {
     active: subscription::ActiveSubscriptions,
     clock: Arc<dyn Clock>,
     extended: Mutex<BTreeMap<String, String>>,
+    /// The application, once it is there.
+    app: OnceLock<ServedApp>,
     skip: SkipInit,
 }
 
@@ -91,6 +103,7 @@ impl Blocks {
                 active,
                 clock: node.clock(),
                 extended: Mutex::default(),
+                app: OnceLock::new(),
                 skip,
             }),
         }

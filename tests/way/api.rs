@@ -108,6 +108,42 @@ fn an_application_is_called_back_in_order_and_what_it_misses_waits_for_it() {
 }
 
 #[test]
+fn the_own_application_is_invoked_as_it_is_while_it_is_well() {
+    use std::sync::atomic::AtomicBool;
+    let app_port = free_port();
+    let files = tempfile::tempdir().unwrap();
+    let mut place = Place::new(&yaml(free_port(), free_port(), files.path().join("s.db").to_str().unwrap()));
+    for flag in [format!("--app-port={app_port}"), "--enable-app-health-check=true".into(), "--app-health-probe-interval=1".into()] {
+        place.flags.push(flag);
+    }
+    place.flags.push("--app-health-threshold=1".into());
+    let well = std::sync::Arc::new(AtomicBool::new(false));
+    let is_well = well.clone();
+    let app = App::start(app_port, move |r| match r.start.as_str() {
+        "GET /healthz" if is_well.load(Ordering::SeqCst) => (200, String::new()),
+        "POST /a/b%20c?x=1&y=%2F" => (201, format!("{}:{}", r.header("my-header").unwrap_or("none"), r.body)),
+        _ => (404, "not here".to_owned()),
+    });
+    let _node = place.start();
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let call = |path: &str| {
+        request(http, &format!("POST /v1.0/invoke/{path}"), &[("my-header", "h"), ("connection", "close, my-hop"), ("my-hop", "1")], "body")
+    };
+    eventually(LONG, "the application is asked", || !app.to("GET /healthz").is_empty());
+    let refused = call("box/method/a");
+    assert!(refused.start == "500" && refused.body.contains("app is not in a healthy state"), "{refused:?}");
+    well.store(true, Ordering::SeqCst);
+    eventually(LONG, "it is well", || call("box/method/a/b%20c?x=1&y=%2F").start == "201");
+    let answer = call("box/method/a/b%20c?x=1&y=%2F");
+    assert_eq!((answer.start.as_str(), answer.body.as_str()), ("201", "h:body"));
+    assert!(app.to("POST /a/b%20c?x=1&y=%2F").iter().all(|r| r.header("my-hop").is_none()), "headers of one connection stay there");
+    let missing = call("box/method/other");
+    assert_eq!((missing.start.as_str(), missing.body.as_str()), ("404", "not here"), "its own refusals pass");
+    let other = call("another/method/a");
+    assert!(other.start == "500" && other.body.contains("ERR_DIRECT_INVOKE"), "{other:?}");
+}
+
+#[test]
 fn a_transaction_and_its_event_happen_together_with_the_broker_away_and_over_kill_9() {
     let broker = Mosquitto::start();
     let proxy = Proxy::to(broker.port);

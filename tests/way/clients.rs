@@ -136,12 +136,41 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
+/// A call of Dapr's `SaveState` with these bytes as its message: HTTP/2 preface, settings, headers, data.
+fn grpc_call(message: &[u8]) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u8, body: &[u8]| {
+        let mut out = (body.len() as u32).to_be_bytes()[1..].to_vec();
+        out.extend_from_slice(&[kind, flags, 0, 0, 0, stream]);
+        out.extend_from_slice(body);
+        out
+    };
+    // Literal fields that are not indexed (RFC 7541, section 6.2.2); method, scheme from the static table.
+    let mut headers = vec![0x83, 0x86];
+    for (name, value) in
+        [(":path", "/dapr.proto.runtime.v1.Dapr/SaveState"), (":authority", "x"), ("content-type", "application/grpc"), ("te", "trailers")]
+    {
+        headers.push(0);
+        for text in [name, value] {
+            headers.push(text.len() as u8);
+            headers.extend_from_slice(text.as_bytes());
+        }
+    }
+    let mut data = vec![0];
+    data.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    data.extend_from_slice(message);
+    let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    out.extend(frame(4, 0, 0, &[]));
+    out.extend(frame(1, 4, 1, &headers));
+    out.extend(frame(0, 1, 1, &data));
+    out
+}
+
 #[test]
 fn hostile_bytes_on_every_port_close_their_own_connection_and_harm_nobody_else() {
     let (mqtt, coap) = (free_port(), free_port());
     let place = place(mqtt, coap);
     let node = place.start();
-    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let (http, grpc): (u16, u16) = (place.flag("dapr-http-port").parse().unwrap(), place.flag("dapr-grpc-port").parse().unwrap());
     let mut good = Client::connect(mqtt, "good", true).unwrap();
     good.subscribe("echo/#").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -151,11 +180,14 @@ fn hostile_bytes_on_every_port_close_their_own_connection_and_harm_nobody_else()
         let length = (random(&mut seed) % 300) as usize;
         let bytes: Vec<u8> = (0..length).map(|_| random(&mut seed) as u8).collect();
         let _ = udp.send_to(&bytes, ("127.0.0.1", coap));
-        for port in [mqtt, http] {
+        for port in [mqtt, http, grpc] {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             if port == mqtt && round % 2 == 0 {
                 let _ = stream.write_all(&connect);
+            }
+            if port == grpc && round % 2 == 0 {
+                let _ = stream.write_all(&grpc_call(&bytes));
             }
             let _ = stream.write_all(&bytes);
             let _ = stream.read(&mut [0; 64]);

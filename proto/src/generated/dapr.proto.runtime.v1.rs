@@ -336,6 +336,34 @@ pub mod app_callback_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        pub async fn on_invoke(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                super::super::super::common::v1::InvokeRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::common::v1::InvokeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dapr.proto.runtime.v1.AppCallback/OnInvoke",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("dapr.proto.runtime.v1.AppCallback", "OnInvoke"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_topic_subscriptions(
             &mut self,
             request: impl tonic::IntoRequest<()>,
@@ -493,6 +521,13 @@ pub mod app_callback_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AppCallbackServer.
     #[async_trait]
     pub trait AppCallback: std::marker::Send + std::marker::Sync + 'static {
+        async fn on_invoke(
+            &self,
+            request: tonic::Request<super::super::super::common::v1::InvokeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::common::v1::InvokeResponse>,
+            tonic::Status,
+        >;
         async fn list_topic_subscriptions(
             &self,
             request: tonic::Request<()>,
@@ -605,6 +640,54 @@ pub mod app_callback_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/dapr.proto.runtime.v1.AppCallback/OnInvoke" => {
+                    #[allow(non_camel_case_types)]
+                    struct OnInvokeSvc<T: AppCallback>(pub Arc<T>);
+                    impl<
+                        T: AppCallback,
+                    > tonic::server::UnaryService<
+                        super::super::super::common::v1::InvokeRequest,
+                    > for OnInvokeSvc<T> {
+                        type Response = super::super::super::common::v1::InvokeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::super::super::common::v1::InvokeRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AppCallback>::on_invoke(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OnInvokeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions" => {
                     #[allow(non_camel_case_types)]
                     struct ListTopicSubscriptionsSvc<T: AppCallback>(pub Arc<T>);

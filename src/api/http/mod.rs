@@ -1,5 +1,6 @@
 //! Dapr's HTTP API: routes and encodings, nothing else.
 
+mod invoke;
 mod publish;
 mod state;
 
@@ -68,6 +69,7 @@ struct Call {
     method: Method,
     path: Vec<String>,
     query: Vec<(String, String)>,
+    raw_query: String,
     headers: HeaderMap,
     body: Body,
     max_body_bytes: usize,
@@ -248,6 +250,7 @@ async fn handle(State(server): State<Arc<Server>>, request: Request) -> Response
         method: parts.method,
         path,
         query: split_query(parts.uri.query().unwrap_or_default()),
+        raw_query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
         body,
         max_body_bytes: limit,
@@ -355,6 +358,7 @@ impl Server {
                 self.blocks.set_metadata(key, &String::from_utf8_lossy(&body));
                 Ok(no_content())
             }
+            ["v1.0", "invoke", id, "method", method @ ..] => invoke::call(&self.blocks, id, method, call).await,
             ["v1.0", "shutdown"] if call.method == Method::POST => {
                 let force = call.header("dapr-force-shutdown").eq_ignore_ascii_case("true");
                 self.lifecycle.shutdown.send_replace(Some(force));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{Blocks, scope};
+use super::{Blocks, ServedApp, scope};
 use crate::api::error::{ApiError, pubsub};
 use crate::app::AppChannel;
 use crate::component::{
@@ -91,6 +91,8 @@ impl Blocks {
         attached: tokio::sync::oneshot::Sender<()>,
         mut stop: Fut<'static, ()>,
     ) {
+        // One application per node: nobody has set it before.
+        let _ = self.inner.app.set(ServedApp { channel: app.clone(), well: well.clone() });
         // Readiness does not wait for the application's health (Dapr's rule).
         let mut attached = Some(attached).filter(|_| *well.borrow());
         let mut asked = self.inner.skip.config;
