@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Size of the binary and memory of an idle node, printed; fails when a budget is passed.
 
-Budgets: 9 MB on disk, 9 MB resident. The idle node has the API ports and an MQTT listener open.
+Budgets: 9 MB on disk, 9 MB resident (the median of five starts: how much of the program the system maps around each page that is
+touched varies by some hundred KiB). The idle node has the API ports and an MQTT listener open.
 """
 import os
 import pathlib
@@ -13,6 +14,7 @@ import time
 
 BINARY_BYTES = 9_000_000
 RSS_KIB = 9_000
+STARTS = 5
 
 
 def free_port():
@@ -36,9 +38,7 @@ def accepts(port):
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-def main():
-    binary = pathlib.Path(sys.argv[1]).resolve()
-    size = binary.stat().st_size
+def idle_kib(binary):
     with tempfile.TemporaryDirectory() as folder:
         mqtt = free_port()
         resources = pathlib.Path(folder, "resources")
@@ -58,7 +58,15 @@ def main():
         finally:
             node.terminate()
             node.wait(10)
-    print(f"binary: {size / 1e6:.2f} MB (budget {BINARY_BYTES / 1e6:.0f}); idle resident memory: {rss} KiB (budget {RSS_KIB})")
+    return rss
+
+
+def main():
+    binary = pathlib.Path(sys.argv[1]).resolve()
+    size = binary.stat().st_size
+    readings = sorted(idle_kib(binary) for _ in range(STARTS))
+    rss = readings[STARTS // 2]
+    print(f"binary: {size / 1e6:.2f} MB (budget {BINARY_BYTES / 1e6:.0f}); idle resident memory: {rss} KiB ({readings[0]} to {readings[-1]}; budget {RSS_KIB})")
     if size > BINARY_BYTES or rss > RSS_KIB:
         print("a budget is passed")
         return 1
