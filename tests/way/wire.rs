@@ -323,6 +323,11 @@ fn quality_2_is_taken_once_even_over_a_lost_connection() {
     device.send(0x62, &[0, 9]);
     assert_eq!(device.packet().first, 0x70);
     watcher.nothing_came();
+    // Twice in one read, as one that resends too eagerly does.
+    device.raw(&[publish_bytes(4, "once", 10, &none(), "y"), publish_bytes(4 | 8, "once", 10, &none(), "y")].concat());
+    assert_eq!([device.packet().first, device.packet().first], [0x50, 0x50]);
+    assert_eq!(watcher.message().payload, "y");
+    watcher.nothing_came();
     // Released: the same identifier is a new message.
     device.raw(&publish(4));
     assert_eq!((device.packet().first, watcher.message().payload.as_str()), (0x50, "x"));

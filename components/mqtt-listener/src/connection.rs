@@ -1,7 +1,7 @@
 //! One connection: reads batches, hands them on, answers when they are safe, sends what the client subscribed to.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -557,9 +557,13 @@ impl<S: Stream> Connection<S> {
         while at < batch.len() {
             // A run of messages that may be taken, up to the first that is answered without the hub.
             let mut messages: Vec<Inbound<'_>> = Vec::with_capacity(batch.len() - at);
+            let mut ids = BTreeSet::new();
             for (p, topic) in batch[at..].iter().zip(&topics[at..]) {
-                if (p.qos == 2 && self.session.received.contains(&p.id)) || !self.may_publish(topic) {
+                if (p.qos == 2 && (self.session.received.contains(&p.id) || ids.contains(&p.id))) || !self.may_publish(topic) {
                     break;
+                }
+                if p.qos == 2 {
+                    ids.insert(p.id);
                 }
                 messages.push(Inbound {
                     topic,
