@@ -16,6 +16,7 @@ use selvedge_proto::runtime::{
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -452,7 +453,12 @@ pub async fn serve(blocks: Blocks, listeners: Vec<TcpListener>, options: GrpcOpt
             let _ = stop.wait_for(|s| *s).await;
         };
         tasks.spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
+            // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
+            let incoming = TcpListenerStream::new(listener).map(|accepted| {
+                accepted.inspect(|stream| {
+                    let _ = stream.set_nodelay(true);
+                })
+            });
             if let Err(error) = tonic::transport::Server::builder().add_service(guarded).serve_with_incoming_shutdown(incoming, ended).await {
                 tracing::error!(error = %error, "the gRPC API has ended");
             }

@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use axum::serve::ListenerExt as _;
 use http_body_util::{BodyExt as _, Limited};
 use percent_encoding::percent_decode_str;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -214,6 +215,10 @@ pub async fn serve(
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         let mut stopped = stopped.clone();
+        // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
         let serving = axum::serve(listener, router.clone()).with_graceful_shutdown(async move {
             let _ = stopped.wait_for(|s| *s).await;
         });
