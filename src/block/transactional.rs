@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cloudevent::{self, Wrap};
@@ -81,6 +81,8 @@ pub(super) struct Transactional {
     lines: BTreeMap<String, Line>,
     /// Where intents survive a restart; without one nothing on this node does.
     table: Option<Arc<dyn Table>>,
+    /// Whether the rows of before the start are read: until then no new one is written among them.
+    loaded: watch::Sender<bool>,
     next: AtomicU64,
     waiting: Family<StoreLabel, Gauge>,
 }
@@ -100,7 +102,7 @@ impl Transactional {
         } else {
             metrics.shared("selvedge_state_outbox_waiting", "Events of committed state transactions that are not published yet", Family::default)
         };
-        Self { lines, table, next: AtomicU64::new(0), waiting }
+        Self { lines, table, loaded: watch::Sender::new(false), next: AtomicU64::new(0), waiting }
     }
 
     pub fn has(&self, store: &str) -> bool {
@@ -111,13 +113,14 @@ impl Transactional {
         self.waiting.get_or_create(&StoreLabel { store: store.to_owned() }).clone()
     }
 
-    /// Rows sort by the time at which they were made.
-    fn row_key(&self, now: Timestamp) -> String {
-        format!("{:016}-{:010}", now.0, self.next.fetch_add(1, Ordering::Relaxed))
+    /// Rows sort by the time at which they were made; the marker keeps them apart when a clock starts in 1970 again.
+    fn row_key(&self, now: Timestamp, marker: &str) -> String {
+        format!("{:016}-{:010}-{marker}", now.0, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
     async fn note(&self, waiting: &[Waiting]) -> Result<(), String> {
         let Some(table) = &self.table else { return Ok(()) };
+        self.loaded.subscribe().wait_for(|loaded| *loaded).await.map_err(|e| e.to_string())?;
         let mut writes = Vec::with_capacity(waiting.len());
         for w in waiting {
             let row = serde_json::to_vec(&w.intent).map_err(|e| e.to_string())?;
@@ -213,7 +216,7 @@ impl Blocks {
         for item in &stored {
             if let TransactionItem::Upsert(item) = item {
                 let intent = self.intent(&store.name, line, item, projected.get(&item.key).unwrap_or(item), trace)?;
-                let row = self.inner.transactional.row_key(self.inner.clock.now());
+                let row = self.inner.transactional.row_key(self.inner.clock.now(), &intent.marker);
                 waiting.push(Waiting { row, intent, doubtful: false, published: false });
             }
         }
@@ -271,6 +274,7 @@ impl Blocks {
                 }
             }
         }
+        transactional.loaded.send_replace(true);
         for (name, line) in &transactional.lines {
             let receiver = line.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
             let (before, blocks, gauge) = (left.remove(name).unwrap_or_default(), self.clone(), transactional.gauge(name));

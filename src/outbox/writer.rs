@@ -66,6 +66,7 @@ impl Writer {
     pub fn run(&mut self) {
         let mut wait = Some(Duration::ZERO);
         loop {
+            let due = wait.map(|wait| self.shared.clock.monotonic().plus(wait));
             let close = {
                 let shared = self.shared.clone();
                 let mut state = shared.signal.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,10 +82,12 @@ impl Writer {
                         }
                     }
                 }
-                // Readers do not wait for it, so a few milliseconds' records are written together; bytes that pile up end the wait.
+                // Readers do not wait for it, so a few milliseconds' records are written together; bytes that pile up end the wait, and so
+                // does a sync that falls due.
                 if state.work {
+                    let linger = due.map_or(self.linger, |due| due.since(shared.clock.monotonic()).min(self.linger));
                     let more = |s: &mut super::SignalState| !s.urgent && !s.close;
-                    state = shared.signal.changed.wait_timeout_while(state, self.linger, more).unwrap_or_else(PoisonError::into_inner).0;
+                    state = shared.signal.changed.wait_timeout_while(state, linger, more).unwrap_or_else(PoisonError::into_inner).0;
                 }
                 state.work = false;
                 state.urgent = false;
