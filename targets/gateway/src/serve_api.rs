@@ -253,7 +253,13 @@ impl Api {
         // Well from the start where nobody asks.
         let (well, is_well) = watch::channel(health.is_none());
         if let Some(health) = health {
-            self.servers.spawn(app.clone().watch_health(health, well));
+            let (asking, mut ended) = (app.clone().watch_health(health, well), self.stop.subscribe());
+            self.servers.spawn(async move {
+                tokio::select! {
+                    () = asking => {}
+                    _ = ended.wait_for(|s| *s) => {}
+                }
+            });
         }
         self.servers.spawn(async move {
             let stop = Box::pin(async move {
