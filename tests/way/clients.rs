@@ -1,5 +1,6 @@
 //! Real clients of mosquitto against the listener, and hostile ones beside them.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -200,4 +201,50 @@ fn hostile_bytes_on_every_port_close_their_own_connection_and_harm_nobody_else()
     }
     assert!(!node.has_logged("ended by a defect"), "{}", node.log().join("\n"));
     assert_eq!(node.terminate(), Some(0));
+}
+
+/// The bytes of a request that asks for HTTP/2, the client's preface and a second request on the connection.
+#[test]
+fn a_connection_changes_from_http_1_to_http_2_when_it_asks() {
+    let place = Place::new("");
+    let _node = place.start();
+    let port: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let ask = "GET /v1.0/healthz HTTP/1.1\r\nhost: box\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n";
+    socket.write_all(ask.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    // Preface, empty SETTINGS, and GET /v1.0/healthz?appid=other on stream 3 (indexed :method GET and :scheme http, literal :path).
+    let path = b"/v1.0/healthz?appid=other";
+    let mut frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00".to_vec();
+    frames.extend([0, 0, 4 + path.len() as u8, 1, 5, 0, 0, 0, 3, 0x82, 0x86, 0x04, path.len() as u8]);
+    frames.extend(path);
+    socket.write_all(&frames).unwrap();
+    // The first octet of an answer's header block is its status: 204 and 500 have entries in the static table.
+    let mut answers = BTreeMap::new();
+    while answers.len() < 2 {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        socket.read_exact(&mut payload).unwrap();
+        if head[3] == 1 {
+            answers.insert(head[8], payload[0]);
+        }
+    }
+    assert_eq!(answers, BTreeMap::from([(1, 0x89), (3, 0x8e)]), "stream 1 is the request that asked, 204; stream 3 is another, 500");
+    // Who asks and then speaks something else is cut off, and nobody else.
+    let mut liar = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    liar.set_read_timeout(Some(LONG)).unwrap();
+    liar.write_all(ask.as_bytes()).unwrap();
+    liar.write_all(&[b'x'; 100]).unwrap();
+    let mut rest = Vec::new();
+    let _ = liar.read_to_end(&mut rest); // an end or a reset, whichever comes first
+    assert!(rest.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&rest));
+    assert_eq!(selvedge_tests::http::request(port, "GET /v1.0/healthz", &[], "").start, "204");
 }

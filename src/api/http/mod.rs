@@ -3,6 +3,7 @@
 mod invoke;
 mod publish;
 mod state;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
 use http_body_util::{BodyExt as _, Limited};
 use percent_encoding::percent_decode_str;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::upgrade::{Connections, Switch};
 use super::error::{self, ApiError};
 use crate::block::Blocks;
 use crate::component::{Fut, InvokeRequest, Metadata};
@@ -210,16 +211,13 @@ pub async fn serve(
         family
     });
     let server = Arc::new(Server { blocks, options, lifecycle, errors });
-    let router = Router::new().fallback(handle).with_state(server);
     let (stopping, stopped) = watch::channel(false);
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         let mut stopped = stopped.clone();
-        // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
-        let listener = listener.tap_io(|stream| {
-            let _ = stream.set_nodelay(true);
-        });
-        let serving = axum::serve(listener, router.clone()).with_graceful_shutdown(async move {
+        let (connections, switch) = Connections::new(listener);
+        let router = Router::new().fallback(handle).with_state((server.clone(), switch));
+        let serving = axum::serve(connections, router).with_graceful_shutdown(async move {
             let _ = stopped.wait_for(|s| *s).await;
         });
         tasks.spawn(async move {
@@ -244,7 +242,10 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics) {
     }
 }
 
-async fn handle(State(server): State<Arc<Server>>, request: Request) -> Response {
+async fn handle(State((server, switch)): State<(Arc<Server>, Switch)>, mut request: Request) -> Response {
+    if let Some(switching) = switch.take(&mut request) {
+        return switching;
+    }
     let begun = server.blocks.now();
     let (parts, body) = request.into_parts();
     let raw_path = parts.uri.path().to_owned();
