@@ -121,6 +121,12 @@ impl Blocks {
         &self.inner.status
     }
 
+    /// The mode that the box is in; none on a node without a store.
+    #[must_use]
+    pub fn mode(&self) -> Option<crate::escape::Mode> {
+        self.inner.status.escape().map(crate::node::EscapeHandle::mode)
+    }
+
     /// The application's id.
     #[must_use]
     pub fn app_id(&self) -> &str {

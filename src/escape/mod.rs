@@ -1,9 +1,14 @@
-//! What the node does when an upstream fails: link states, reconnect back-off. Pure decisions; loops elsewhere act on them.
+//! What the node does when an upstream fails: link states, reconnect back-off, the mode of the box. Pure decisions; loops elsewhere
+//! act on them.
 
 mod backoff;
 mod link;
+mod mode;
+mod outage;
 #[cfg(test)]
 mod tests;
 
 pub use backoff::{Backoff, BackoffConfig, SplitMix};
 pub use link::{LinkAction, LinkActions, LinkConfig, LinkEvent, LinkMachine, LinkState};
+pub use mode::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, SavedMode, Situation};
+pub use outage::Outage;

@@ -20,5 +20,5 @@ mod tests;
 mod window;
 
 pub use metrics::ForwardMetrics;
-pub use run::{Forwarder, ForwarderConfig};
+pub use run::{Forwarder, ForwarderConfig, LinkOrders, NOTICE_WAIT};
 pub use status::{ForwarderSnapshot, ForwarderStatus};

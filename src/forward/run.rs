@@ -27,6 +27,8 @@ const BYTES_IN_FLIGHT: usize = 1 << 20;
 const SPAN: usize = 8;
 /// How long a stop waits for answers.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a link that stands again waits for the notice that goes first.
+pub const NOTICE_WAIT: Duration = Duration::from_secs(2);
 /// How often the number of queued records is refreshed while the link is down.
 const REFRESH: Duration = Duration::from_millis(250);
 /// Pause after a lane that could not be read.
@@ -77,6 +79,15 @@ impl ForwarderConfig {
     }
 }
 
+/// What others ask of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkOrders {
+    /// Keep it closed; records go on to be stored.
+    pub closed: bool,
+    /// Once the peer takes records, a notice will be stored that goes before the backlog: wait for it, [`NOTICE_WAIT`] at most.
+    pub notice_follows: bool,
+}
+
 /// A record that may be what breaks the link.
 #[derive(Debug, Clone, Copy)]
 struct Suspect {
@@ -90,6 +101,7 @@ struct Suspect {
 /// Carries one upstream's records to it.
 pub struct Forwarder {
     name: String,
+    destination: DestinationId,
     drain: DrainSpec,
     stall: Duration,
     window_limit: u16,
@@ -115,10 +127,16 @@ pub struct Forwarder {
     busy: Option<String>,
     /// Nothing is sent before this time: jitter of a drain, pace, a lane that could not be read.
     hold: Option<Monotonic>,
+    /// Nothing is sent before this time while a notice follows that goes first.
+    notice_until: Option<Monotonic>,
     /// The last read found nothing.
     caught_up: bool,
     suspect: Option<Suspect>,
     refused_topics: HashSet<String>,
+
+    /// What others ask of the link.
+    orders: watch::Sender<LinkOrders>,
+    ordered: watch::Receiver<LinkOrders>,
 
     metrics: UpstreamMetrics,
     status: ForwarderStatus,
@@ -138,7 +156,9 @@ impl Forwarder {
         let now = clock.monotonic();
         let (status, view) = ForwarderStatus::new(&config.name, clock.now());
         let metrics = metrics.of(&config.name);
+        let (orders, ordered) = watch::channel(LinkOrders::default());
         Self {
+            destination: config.destination,
             mapping: Mapping::new(&config.name, config.routes),
             drain: config.drain,
             stall: config.stall,
@@ -159,9 +179,12 @@ impl Forwarder {
             sent_upto: SmallVec::new(),
             busy: None,
             hold: None,
+            notice_until: None,
             caught_up: false,
             suspect: None,
             refused_topics: HashSet::new(),
+            orders,
+            ordered,
             metrics,
             status,
             view,
@@ -176,11 +199,26 @@ impl Forwarder {
         self.status.clone()
     }
 
+    /// Its destination in the store.
+    #[must_use]
+    pub fn destination(&self) -> DestinationId {
+        self.destination
+    }
+
+    /// Where others say what they ask of the link.
+    #[must_use]
+    pub fn orders(&self) -> watch::Sender<LinkOrders> {
+        self.orders.clone()
+    }
+
     /// Forwards until `stop` resolves; then nothing more is sent, answers on their way have two seconds to arrive, and the connection is
     /// closed. Dropping the future ends it at once: records that were on their way are sent again by the next forwarder.
     pub async fn run(mut self, mut stop: Fut<'static, ()>) {
         self.step(LinkEvent::Start, "");
         loop {
+            if self.ordered.borrow_and_update().closed && !self.closed(&mut stop).await {
+                break;
+            }
             let going_on = match self.link.state() {
                 LinkState::Down if self.connecting => self.connect(&mut stop).await,
                 LinkState::Down => self.wait(&mut stop).await,
@@ -193,6 +231,28 @@ impl Forwarder {
         self.finish().await;
     }
 
+    /// Keeps the link closed while it is fenced. Returns whether to go on.
+    async fn closed(&mut self, stop: &mut Fut<'static, ()>) -> bool {
+        self.settle(self.clock.monotonic());
+        self.hang_up(LinkEvent::Stop, "closed by an operator").await;
+        self.connecting = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut *stop => return false,
+                open = self.ordered.wait_for(|orders| !orders.closed) => {
+                    // The sender is held here too, so it cannot be gone.
+                    drop(open);
+                    break;
+                }
+                () = tokio::time::sleep(REFRESH) => {}
+            }
+            self.refresh();
+        }
+        self.step(LinkEvent::Start, "");
+        true
+    }
+
     /// Opens the connection. Returns whether to go on.
     async fn connect(&mut self, stop: &mut Fut<'static, ()>) -> bool {
         let opened = {
@@ -201,6 +261,7 @@ impl Forwarder {
                 tokio::select! {
                     biased;
                     () = &mut *stop => return false,
+                    _ = self.ordered.changed() => return true,
                     opened = &mut connect => break opened,
                     () = tokio::time::sleep(REFRESH) => self.status.counts.queued.store(self.consumer.queued(), Ordering::Relaxed),
                 }
@@ -229,6 +290,7 @@ impl Forwarder {
         tokio::select! {
             biased;
             () = stop => return false,
+            _ = self.ordered.changed() => return true,
             () = tokio::time::sleep(until) => {}
         }
         self.step(LinkEvent::Tick, "");
@@ -239,11 +301,13 @@ impl Forwarder {
     async fn cycle(&mut self, stop: &mut Fut<'static, ()>) -> bool {
         let now = self.clock.monotonic();
         self.fill(now);
-        let wake = [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.link.deadline()].into_iter().flatten().min();
+        let wake =
+            [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.notice_until, self.link.deadline()].into_iter().flatten().min();
         let readable = (self.caught_up && self.may_send() > 0).then(|| self.consumer.readable());
         let driven = tokio::select! {
             biased;
             () = stop => return false,
+            _ = self.ordered.changed() => return true,
             driven = self.uplink.drive(&mut self.acks, false) => driven,
             () = maybe(readable) => Ok(()),
             () = maybe(wake.map(|at| tokio::time::sleep(at.since(now)))) => Ok(()),
@@ -277,7 +341,10 @@ impl Forwarder {
     fn fill(&mut self, now: Monotonic) {
         // Only a read that found nothing says so: to wait for new records without reading them would be to spin.
         self.caught_up = false;
-        if self.hold.is_some_and(|until| until > now) {
+        if self.notice_until.is_some_and(|until| until <= now || !self.ordered.borrow().notice_follows) {
+            self.notice_until = None;
+        }
+        if self.notice_until.is_some() || self.hold.is_some_and(|until| until > now) {
             return;
         }
         self.hold = None;
@@ -442,8 +509,13 @@ impl Forwarder {
 
     async fn lost(&mut self, failure: LinkFailure) {
         self.note_suspect(&failure);
+        self.hang_up(LinkEvent::Lost(failure.cause), &failure.detail).await;
+    }
+
+    /// Closes the connection; what is unanswered is read again.
+    async fn hang_up(&mut self, event: LinkEvent, detail: &str) {
         self.uplink.disconnect().await;
-        self.step(LinkEvent::Lost(failure.cause), &failure.detail);
+        self.step(event, detail);
         self.window.clear();
         self.metrics.in_flight(0);
         self.consumer.rewind();
@@ -502,6 +574,7 @@ impl Forwarder {
                 LinkAction::Probe | LinkAction::Disconnect => {}
                 LinkAction::Drain => {
                     self.pace = Pace::new(&self.drain, now);
+                    self.notice_until = Some(now.plus(NOTICE_WAIT)).filter(|_| self.ordered.borrow().notice_follows);
                     if self.link.state() == LinkState::Draining && !self.drain.jitter.is_zero() {
                         let fraction = f64::from((self.random.draw() >> 32) as u32) / f64::from(u32::MAX);
                         self.hold = Some(now.plus(self.drain.jitter.mul_f64(fraction)));

@@ -65,6 +65,12 @@ impl ForwarderStatus {
         (Self { upstream: upstream.into(), counts: Arc::default(), link }, sender)
     }
 
+    /// The upstream's component name.
+    #[must_use]
+    pub fn upstream(&self) -> &str {
+        &self.upstream
+    }
+
     /// The status now.
     #[must_use]
     pub fn snapshot(&self) -> ForwarderSnapshot {

@@ -11,7 +11,7 @@ use crate::escape::LinkState;
 use crate::hub::Hub;
 use crate::message::Inbound;
 use crate::outbox::sim::SimStorage;
-use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
+use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
@@ -175,7 +175,7 @@ impl Rig {
     async fn new() -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
         // The store's writer is stepped here: a thread of its own would not know that time is paused.
-        let lane = LaneConfig { name: "default".into(), durability: Durability::Fsync, quota_bytes: 8 << 20, ttl: None, when_full: WhenFull::Reject };
+        let lane = LaneConfig { durability: Durability::Fsync, quota_bytes: 8 << 20, ..LaneConfig::new("default") };
         let config = OutboxConfig {
             dir: "/outbox".into(),
             node: "test".into(),

@@ -1,5 +1,6 @@
-//! Reading what is stored for one destination, lane after lane by weight.
+//! Reading what is stored for one destination: strict lanes first, the others lane after lane by weight.
 
+use super::routing::LaneShare;
 use crate::outbox::{DestinationId, LaneId, Outbox, OutboxError, Reader, Run};
 
 /// Records that a lane of weight 1 may hand out before the next lane has its turn.
@@ -9,6 +10,9 @@ const QUANTUM: usize = 32;
 #[derive(Debug)]
 pub struct Consumer {
     lanes: Vec<(LaneId, usize, Reader)>,
+    /// The first lanes, which go before all others.
+    strict: usize,
+    /// Whose turn it is among the others.
     turn: usize,
 }
 
@@ -29,9 +33,10 @@ impl LaneRun {
 }
 
 impl Consumer {
-    pub(super) fn new(outbox: &Outbox, weights: &[(LaneId, u32)], destination: DestinationId) -> Self {
-        let lanes = weights.iter().map(|(lane, weight)| (*lane, *weight as usize, outbox.reader(destination, *lane))).collect();
-        Self { lanes, turn: 0 }
+    pub(super) fn new(outbox: &Outbox, shares: &[LaneShare], destination: DestinationId) -> Self {
+        let (first, others): (Vec<_>, Vec<_>) = shares.iter().partition(|s| s.strict);
+        let reading = |share: &&LaneShare| (share.lane, share.weight as usize, outbox.reader(destination, share.lane));
+        Self { strict: first.len(), lanes: first.iter().chain(&others).map(reading).collect(), turn: 0 }
     }
 
     /// Reads the next records of one lane, at most `max_records` and about `max_bytes`; returns how many, 0 when caught up.
@@ -39,9 +44,15 @@ impl Consumer {
     /// # Errors
     /// When a lane cannot be read. The others can: calling again goes on with the next lane.
     pub fn next_run(&mut self, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
-        for _ in 0..self.lanes.len() {
-            let at = self.turn;
-            self.turn = (self.turn + 1) % self.lanes.len();
+        let others = self.lanes.len() - self.strict;
+        for step in 0..self.lanes.len() {
+            let at = if step < self.strict {
+                step
+            } else {
+                let at = self.strict + self.turn;
+                self.turn = (self.turn + 1) % others;
+                at
+            };
             let (lane, weight, reader) = &mut self.lanes[at];
             let read = reader.next_run(max_records.min(QUANTUM * *weight), max_bytes, &mut into.run)?;
             if read > 0 {

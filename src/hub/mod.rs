@@ -18,12 +18,15 @@ use std::sync::{Arc, RwLock};
 use smallvec::SmallVec;
 
 use crate::component::{Fut, Table, TableError};
-use crate::message::{Inbound, Message};
+use crate::message::{Attributes, Inbound, Message};
 use crate::outbox::{DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
 use crate::time::Clock;
 use crate::topic::{self, TopicError};
 use retained::Retained;
-use routing::{Route, RouteCache, Routing};
+use routing::{LaneShare, Route, RouteCache, Routing};
+
+/// The lane of what the node itself has to say upstream, and the source of its records. No pub/sub has this name on a node that has it.
+pub const NOTICES: &str = "selvedge";
 
 /// Why the hub did not take a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +110,7 @@ pub struct Hub {
 
 struct Shared {
     outbox: Outbox,
-    weights: Vec<(LaneId, u32)>,
+    shares: Vec<LaneShare>,
     routing: RwLock<Routing>,
     cache: RouteCache,
     retained: Retained,
@@ -128,18 +131,18 @@ impl Hub {
     pub async fn new(outbox: Outbox, lanes: Vec<LaneRule>, retained: Arc<dyn Table>, clock: Arc<dyn Clock>) -> Result<Self, HubError> {
         let lane = |name: &str| outbox.lane(name).ok_or_else(|| HubError::NoLane(name.to_owned()));
         let default = lane("default")?;
-        let mut weights: Vec<(LaneId, u32)> = outbox.lanes().into_iter().map(|(id, _)| (id, 1)).collect();
+        let mut shares: Vec<LaneShare> = outbox.lanes().into_iter().map(|(lane, _)| LaneShare { lane, weight: 1, strict: false }).collect();
         let mut rules = Vec::with_capacity(lanes.len());
         for rule in lanes {
             let id = lane(&rule.lane)?;
-            if let Some(weight) = weights.iter_mut().find(|(l, _)| *l == id) {
-                weight.1 = rule.weight.max(1);
+            if let Some(share) = shares.iter_mut().find(|s| s.lane == id) {
+                (share.weight, share.strict) = (rule.weight.max(1), rule.strict);
             }
             rules.push((id, rule.filters));
         }
         let retained = Retained::load(retained, clock).await?;
         Ok(Self {
-            shared: Arc::new(Shared { outbox, weights, routing: RwLock::new(Routing::new(rules, default)), cache: RouteCache::default(), retained }),
+            shared: Arc::new(Shared { outbox, shares, routing: RwLock::new(Routing::new(rules, default)), cache: RouteCache::default(), retained }),
         })
     }
 
@@ -263,6 +266,24 @@ impl Hub {
         Ok(accepted.last)
     }
 
+    /// Stores a notice of the node itself for these destinations, before everything else that waits for them. Resolves when it is as
+    /// durable as its lane declares.
+    ///
+    /// # Errors
+    /// When the lane does not take it, or there is none ([`NOTICES`]).
+    pub async fn notice(&self, destinations: &[DestinationId], topic: &str, payload: &[u8]) -> Result<RecordId, AcceptError> {
+        let outbox = &self.shared.outbox;
+        let lane = outbox.lane(NOTICES).ok_or_else(|| OutboxError::Failed { lane: NOTICES.to_owned(), detail: "there is none".to_owned() })?;
+        let attributes = Attributes { content_type: Some("application/json"), utf8: true, ..Attributes::default() };
+        let record = NewRecord { source: NOTICES, topic, payload, attributes, qos: 1, retain: false, ttl_seconds: None, destinations };
+        let appended = outbox.append(lane, &[record]);
+        if let Some(refused) = appended.refused {
+            return Err(refused.into());
+        }
+        outbox.durable(lane, appended.last.sequence).await?;
+        Ok(appended.last)
+    }
+
     fn route(&self, pubsub: &str, topic: &str) -> Arc<Route> {
         self.shared
             .cache
@@ -327,7 +348,7 @@ impl Hub {
     /// Reads what is stored for a destination, over all lanes by weight. One consumer per destination at a time.
     #[must_use]
     pub fn consumer(&self, destination: DestinationId) -> Consumer {
-        Consumer::new(&self.shared.outbox, &self.shared.weights, destination)
+        Consumer::new(&self.shared.outbox, &self.shared.shares, destination)
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.

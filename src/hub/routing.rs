@@ -22,6 +22,16 @@ pub struct LaneRule {
     pub filters: Vec<String>,
     /// Share of a destination's reading relative to other lanes, at least 1.
     pub weight: u32,
+    /// It is read before all lanes that are not strict.
+    pub strict: bool,
+}
+
+/// How a lane is read beside the others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LaneShare {
+    pub(super) lane: LaneId,
+    pub(super) weight: u32,
+    pub(super) strict: bool,
 }
 
 /// Receives messages while it is subscribed. Must not block: a slow sink drops or disconnects, and counts it.

@@ -15,7 +15,7 @@ impl LiveSink for Collected {
 
 async fn hub(clock: Arc<ManualClock>, tables: &MemoryTables) -> Hub {
     let outbox = Outbox::simulated(&["critical", "default"], clock.clone());
-    let rules = vec![LaneRule { lane: "critical".into(), filters: vec!["alarm/#".into()], weight: 4 }];
+    let rules = vec![LaneRule { lane: "critical".into(), filters: vec!["alarm/#".into()], weight: 4, strict: false }];
     Hub::new(outbox, rules, tables.open("retained").await.unwrap(), clock).await.unwrap()
 }
 

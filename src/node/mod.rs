@@ -5,6 +5,7 @@
 
 mod components;
 mod encrypted;
+mod escape;
 mod inbound;
 mod readings;
 mod store;
@@ -23,11 +24,12 @@ use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus
 use crate::hub::Hub;
 use crate::outbox::Outbox;
 use crate::outbox::storage::Storage;
-use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec};
+use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec, UpstreamRole};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
 pub use components::{Components, Loaded};
+pub use escape::{EscapeHandle, EscapeOrder, MODE_TOPIC, ModeView};
 pub use store::node_id;
 
 /// Opens the node's own tables in the data folder.
@@ -120,6 +122,7 @@ pub struct Node {
     components: Components,
     listeners: Vec<(String, Box<dyn BoundListener>)>,
     forwarders: Vec<Forwarder>,
+    escape: Option<(escape::Escape, EscapeHandle)>,
     inbound: Vec<inbound::InboundRoute>,
     readings: Vec<readings::Readings>,
     started: Timestamp,
@@ -139,6 +142,7 @@ pub struct NodeStatus {
     clock: Arc<dyn Clock>,
     outbox: Option<Outbox>,
     upstreams: Vec<ForwarderStatus>,
+    escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
 }
 
@@ -161,7 +165,13 @@ impl NodeStatus {
         self.upstreams.iter().find(|u| u.snapshot().upstream == upstream).map(ForwarderStatus::is_behind)
     }
 
-    /// Everything as JSON: `id`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
+    /// The controller of the mode; none on a node without a store.
+    #[must_use]
+    pub fn escape(&self) -> Option<&EscapeHandle> {
+        self.escape.as_ref()
+    }
+
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -180,6 +190,9 @@ impl NodeStatus {
         let mut status = json!({
             "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
         });
+        if let Some(escape) = &self.escape {
+            status["mode"] = escape.to_json();
+        }
         if let Some(outbox) = &self.outbox {
             let lanes: Vec<_> = outbox
                 .status()
@@ -240,8 +253,9 @@ impl Node {
             Some(hub) => routes(&config, &host, hub, &components)?,
             None => (Vec::new(), Vec::new()),
         };
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components));
         let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
-        let readings = readings(&components, hub.as_ref(), &outboxed)?;
+        let readings = readings(&components, hub.as_ref(), &outboxed, escape.as_ref().map(|(_, handle)| handle))?;
         let mut listeners = Vec::new();
         if let (Some(hub), Some(tables)) = (&hub, &tables) {
             for spec in &config.resources.listeners {
@@ -266,7 +280,7 @@ impl Node {
             }
             _ => None,
         };
-        Ok(Self { config, host, hub, transactions, components, listeners, forwarders, inbound, readings, started })
+        Ok(Self { config, host, hub, transactions, components, listeners, forwarders, escape, inbound, readings, started })
     }
 
     /// The handle to what the node is doing.
@@ -278,6 +292,7 @@ impl Node {
             clock: self.host.clock.clone(),
             outbox: self.hub.as_ref().map(|h| h.outbox().clone()),
             upstreams: self.forwarders.iter().map(Forwarder::status).collect(),
+            escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
         }
     }
@@ -340,6 +355,9 @@ impl Node {
             routes.spawn(reading.run(after(2)));
         }
         let mut forwarders: JoinSet<()> = JoinSet::new();
+        if let Some((escape, _)) = self.escape {
+            forwarders.spawn(escape.run(after(2)));
+        }
         for forwarder in self.forwarders {
             forwarders.spawn(forwarder.run(after(3)));
         }
@@ -369,7 +387,12 @@ impl Node {
 }
 
 /// Input bindings with `publishTo`: their readings become messages without an application in between.
-fn readings(components: &Components, hub: Option<&Hub>, upstreams: &BTreeSet<String>) -> Result<Vec<readings::Readings>, NodeError> {
+fn readings(
+    components: &Components,
+    hub: Option<&Hub>,
+    upstreams: &BTreeSet<String>,
+    escape: Option<&EscapeHandle>,
+) -> Result<Vec<readings::Readings>, NodeError> {
     let mut all = Vec::new();
     for (name, binding) in &components.bindings {
         let (Some(to), Some(source)) = (binding.properties.get("publishTo").filter(|t| !t.is_empty()), &binding.item.input) else { continue };
@@ -377,6 +400,13 @@ fn readings(components: &Components, hub: Option<&Hub>, upstreams: &BTreeSet<Str
         if let Err(error) = crate::topic::check_name(&topic) {
             return Err(NodeError::Route(format!("binding {name}: publishTopic {topic:?}: {error}")));
         }
+        let when = match (binding.properties.get("publishWhen").filter(|t| !t.is_empty()), escape) {
+            (Some(text), Some(escape)) => {
+                Some(readings::When::parse(text, escape).map_err(|e| NodeError::Route(format!("binding {name}: publishWhen: {e}")))?)
+            }
+            (Some(_), None) => return Err(NodeError::Route(format!("binding {name}: publishWhen: this node has no upstream and so no modes"))),
+            (None, _) => None,
+        };
         let target = match (hub, components.pubsub.get(to)) {
             // A name space of the box, or an upstream behind the outbox: accepted here, whatever the link does.
             (Some(hub), Some(pubsub)) if pubsub.type_name == "pubsub.local" || upstreams.contains(to) => {
@@ -385,9 +415,36 @@ fn readings(components: &Components, hub: Option<&Hub>, upstreams: &BTreeSet<Str
             (_, Some(pubsub)) => readings::Target::PubSub(pubsub.item.clone()),
             (_, None) => return Err(NodeError::Route(format!("binding {name}: publishTo names the pub/sub {to:?}, and no component has that name"))),
         };
-        all.push(readings::Readings { name: name.clone(), topic, source: source.clone(), target });
+        all.push(readings::Readings { name: name.clone(), topic, source: source.clone(), target, when });
     }
     Ok(all)
+}
+
+/// The controller of the mode.
+fn escape(config: &NodeConfig, host: &Host, hub: &Hub, forwarders: &[Forwarder], components: &Components) -> (escape::Escape, EscapeHandle) {
+    let policy = config.resources.escape_policies.first();
+    let secondary = |name: &str| policy.is_some_and(|p| p.upstreams.iter().any(|u| u.component == name && u.role == UpstreamRole::Secondary));
+    let upstreams = forwarders
+        .iter()
+        .map(|f| {
+            let status = f.status();
+            escape::Watched { secondary: secondary(status.upstream()), destination: f.destination(), orders: f.orders(), status }
+        })
+        .collect();
+    let node = hub.outbox().node().to_owned();
+    let surroundings = escape::Surroundings {
+        notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
+        node,
+        dir: config.data_dir.clone(),
+        hub: hub.clone(),
+        storage: host.storage.clone(),
+        clock: host.clock.clone(),
+        upstreams,
+        modes: policy.map(|p| p.modes).unwrap_or_default(),
+        disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),
+        local: components.pubsub.contains_key("local"),
+    };
+    escape::Escape::new(surroundings, &host.metrics)
 }
 
 /// Forwarders for the pub/subs that routes lead to or that stand behind the outbox, and routes that lead in.

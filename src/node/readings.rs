@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::EscapeHandle;
 use crate::component::{BindingHandler, BindingReading, Fut, HandlerError, InputBinding, PubSub, PublishRequest};
+use crate::escape::Mode;
 use crate::hub::Hub;
 use crate::message::{Attributes, Inbound};
 
@@ -27,16 +29,49 @@ pub(super) struct Readings {
     pub topic: String,
     pub source: Arc<dyn InputBinding>,
     pub target: Target,
+    /// In which modes readings are published.
+    pub when: Option<When>,
+}
+
+/// `publishWhen`: modes in which readings are published.
+#[derive(Clone)]
+pub(super) struct When {
+    modes: Vec<Mode>,
+    escape: EscapeHandle,
+}
+
+impl When {
+    /// Reads a list of modes; `island` stands for all in which the box works alone.
+    ///
+    /// # Errors
+    /// The word that is no mode.
+    pub(super) fn parse(text: &str, escape: &EscapeHandle) -> Result<Self, String> {
+        let mut modes = Vec::new();
+        for word in text.split(',').map(str::trim) {
+            let accepted = || format!("found {word:?}; accepted is a list of {}", Mode::ALL.map(Mode::as_str).join(", "));
+            let mode = Mode::parse(word).ok_or_else(accepted)?;
+            modes.extend(Mode::ALL.into_iter().filter(|m| *m == mode || (mode == Mode::Island && m.is_island())));
+        }
+        Ok(Self { modes, escape: escape.clone() })
+    }
+
+    fn holds(&self) -> bool {
+        self.modes.contains(&self.escape.mode())
+    }
 }
 
 struct Publisher {
     topic: String,
     target: Target,
+    when: Option<When>,
 }
 
 impl BindingHandler for Publisher {
     fn handle<'a>(&'a self, reading: BindingReading) -> Fut<'a, Result<Option<Bytes>, HandlerError>> {
         Box::pin(async move {
+            if self.when.as_ref().is_some_and(|when| !when.holds()) {
+                return Ok(None);
+            }
             let topic = match reading.metadata.get("topic").filter(|t| !t.is_empty()) {
                 Some(suffix) => format!("{}/{suffix}", self.topic),
                 None => self.topic.clone(),
@@ -60,7 +95,7 @@ impl BindingHandler for Publisher {
 impl Readings {
     /// Reads until `stop` resolves.
     pub(super) async fn run(self, mut stop: Fut<'static, ()>) {
-        let handler = Arc::new(Publisher { topic: self.topic, target: self.target });
+        let handler = Arc::new(Publisher { topic: self.topic, target: self.target, when: self.when });
         loop {
             match self.source.read(handler.clone()).await {
                 Ok(handle) => {

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use super::{Host, NodeConfig, NodeError};
 use crate::component::Tables;
-use crate::hub::{Hub, LaneRule};
-use crate::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
+use crate::hub::{Hub, LaneRule, NOTICES};
+use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, Resources};
 
 /// The lane that every node has.
 const DEFAULT_LANE: &str = "default";
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// How long the node's own notices are worth telling.
+const NOTICES_TTL: Duration = Duration::from_secs(30 * 86_400);
 
 /// The node's id: kept in its folder, made once from the host's name and random letters.
 ///
@@ -54,7 +56,7 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
     let mut lanes: Vec<LaneConfig> = Vec::new();
     let mut rules = Vec::new();
     for spec in resources.forwardings.iter().flat_map(|f| &f.lanes) {
-        rules.push(LaneRule { lane: spec.name.clone(), filters: spec.matches.clone(), weight: spec.weight });
+        rules.push(LaneRule { lane: spec.name.clone(), filters: spec.matches.clone(), weight: spec.weight, strict: spec.strict });
         if lanes.iter().all(|l| l.name != spec.name) {
             lanes.push(LaneConfig {
                 name: spec.name.clone(),
@@ -62,16 +64,26 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
                 quota_bytes: spec.quota_bytes,
                 ttl: spec.ttl,
                 when_full: spec.when_full,
+                floor_bytes: spec.floor_bytes,
             });
         }
     }
+    if resources.notices().is_some() {
+        rules.push(LaneRule { lane: NOTICES.to_owned(), filters: Vec::new(), weight: 1, strict: true });
+        lanes.push(LaneConfig {
+            quota_bytes: MIN_QUOTA_BYTES,
+            ttl: Some(NOTICES_TTL),
+            when_full: WhenFull::DropOldest,
+            floor_bytes: MIN_QUOTA_BYTES,
+            ..LaneConfig::new(NOTICES)
+        });
+    }
     if lanes.iter().all(|l| l.name != DEFAULT_LANE) {
         lanes.push(LaneConfig {
-            name: DEFAULT_LANE.to_owned(),
-            durability: Durability::Batched(Duration::from_millis(20)),
             quota_bytes: default_quota,
             ttl: Some(Duration::from_secs(7 * 86_400)),
             when_full: WhenFull::DropOldest,
+            ..LaneConfig::new(DEFAULT_LANE)
         });
     }
     (lanes, rules)
@@ -86,7 +98,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<(Hub
     let fail = |detail: String| NodeError::DataDir { path: dir.clone(), detail };
     host.storage.make_dir(dir).map_err(|e| fail(e.to_string()))?;
     let node = node_id(dir).map_err(|e| fail(e.to_string()))?;
-    let free = host.storage.available(dir).unwrap_or(DEFAULT_QUOTA_BYTES * 10);
+    let free = host.storage.space(dir).map_or(DEFAULT_QUOTA_BYTES * 10, |s| s.available);
     let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
     let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
     let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;

@@ -81,6 +81,8 @@ pub(crate) struct Lane {
     pub failure: Option<String>,
     pub corrupt_records: u64,
     pub accepted_bytes: u64,
+    /// Bytes that may be used at most while the disk is short.
+    pub cap: Option<u64>,
 }
 
 impl Lane {
@@ -101,6 +103,7 @@ impl Lane {
             failure: None,
             corrupt_records: 0,
             accepted_bytes: 0,
+            cap: None,
         }
     }
 
@@ -127,18 +130,15 @@ impl Lane {
         }
         let mut dropped = false;
         let waiting = (self.pending.len() + self.in_hand) as u64;
-        while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > self.config.quota_bytes {
+        let quota = self.cap.map_or(self.config.quota_bytes, |cap| cap.min(self.config.quota_bytes));
+        while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > quota {
             if self.config.when_full == WhenFull::DropNewest {
                 dropped = true;
                 break;
             }
             // Reject, or nothing more can be given up: the segment in use stays.
             if self.config.when_full == WhenFull::Reject || !self.evict_oldest() {
-                return Err(OutboxError::Full {
-                    lane: self.config.name.clone(),
-                    used_bytes: self.used_bytes() + waiting,
-                    quota_bytes: self.config.quota_bytes,
-                });
+                return Err(OutboxError::Full { lane: self.config.name.clone(), used_bytes: self.used_bytes() + waiting, quota_bytes: quota });
             }
         }
         let sequence = self.next_sequence;

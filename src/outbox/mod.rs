@@ -78,6 +78,23 @@ pub struct LaneConfig {
     pub ttl: Option<Duration>,
     /// What happens at the quota.
     pub when_full: WhenFull,
+    /// Bytes that the lane may use even while the disk is [short](Outbox::hold_growth).
+    pub floor_bytes: u64,
+}
+
+impl LaneConfig {
+    /// A lane of this name: `batched(20ms)`, 128 MiB, no lifetime, refuses when full, no floor.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            durability: Durability::Batched(Duration::from_millis(20)),
+            quota_bytes: 128 << 20,
+            ttl: None,
+            when_full: WhenFull::Reject,
+            floor_bytes: 0,
+        }
+    }
 }
 
 /// Longest time that records wait for others to be written with them.
@@ -367,13 +384,7 @@ impl Outbox {
     #[cfg(any(test, feature = "test-support"))]
     #[must_use]
     pub fn simulated(lanes: &[&str], clock: Arc<dyn Clock>) -> Self {
-        let lane = |name: &&str| LaneConfig {
-            name: (*name).to_owned(),
-            durability: Durability::Fsync,
-            quota_bytes: 64 << 20,
-            ttl: None,
-            when_full: WhenFull::Reject,
-        };
+        let lane = |name: &&str| LaneConfig { durability: Durability::Fsync, quota_bytes: 64 << 20, ..LaneConfig::new(*name) };
         let config = OutboxConfig {
             dir: "/outbox".into(),
             node: "test".into(),
@@ -417,6 +428,12 @@ impl Outbox {
         });
         let writer = Writer::new(shared.clone(), recovered.page_generation);
         Ok((Self { shared }, writer, recovered.report))
+    }
+
+    /// The node's id, first part of every record id.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.shared.config.node
     }
 
     fn cell(&self, lane: LaneId) -> &LaneCell {
@@ -520,6 +537,15 @@ impl Outbox {
         }
         self.shared.signal.raise(urgent);
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
+    }
+
+    /// While the disk is short no lane grows beyond what it uses now, or beyond its floor if that is more; at this bound it does what it
+    /// does at its quota.
+    pub fn hold_growth(&self, short: bool) {
+        for cell in &self.shared.lanes {
+            let mut lane = cell.lock();
+            lane.cap = short.then(|| lane.disk_bytes().max(lane.config.floor_bytes));
+        }
     }
 
     /// Whether the record is as durable as the lane declares.

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::codec::{self, Broken, Header};
 use super::cursor::{Cursor, End};
 use super::files::{self, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
-use super::{DestinationId, Durability, LaneConfig, OutboxConfig, OutboxError, WhenFull, writer};
+use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, writer};
 use crate::time::Clock;
 
 pub(crate) const MANIFEST: &str = "manifest";
@@ -146,13 +145,7 @@ fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Re
 
 /// A lane that is no longer configured keeps draining, by rules that lose nothing.
 fn orphan(name: &str) -> LaneConfig {
-    LaneConfig {
-        name: name.to_owned(),
-        durability: Durability::Batched(Duration::from_millis(20)),
-        quota_bytes: 1 << 40,
-        ttl: None,
-        when_full: WhenFull::Reject,
-    }
+    LaneConfig { quota_bytes: 1 << 40, ..LaneConfig::new(name) }
 }
 
 pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn Clock) -> Result<Recovered, OutboxError> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::storage::{Storage, StoredFile};
+use super::storage::{Space, Storage, StoredFile};
 
 #[derive(Clone, Default)]
 struct Content {
@@ -291,8 +291,9 @@ impl Storage for SimStorage {
         Ok(())
     }
 
-    fn available(&self, _dir: &Path) -> io::Result<u64> {
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
         let state = self.lock();
-        Ok(state.capacity.map_or(u64::MAX, |c| c.saturating_sub(Self::used(&state))))
+        let total = state.capacity.unwrap_or(u64::MAX);
+        Ok(Space { available: total.saturating_sub(Self::used(&state)), total })
     }
 }

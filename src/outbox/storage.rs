@@ -87,11 +87,20 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As the system says.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Bytes that an unprivileged process may still write to the file system of `dir`.
+    /// Room on the file system of `dir`.
     ///
     /// # Errors
     /// As the system says.
-    fn available(&self, dir: &Path) -> io::Result<u64>;
+    fn space(&self, dir: &Path) -> io::Result<Space>;
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that an unprivileged process may still write.
+    pub available: u64,
+    /// Bytes in all.
+    pub total: u64,
 }
 
 /// The real file system.
@@ -210,8 +219,8 @@ impl Storage for DiskStorage {
         fs::File::open(dir)?.sync_all()
     }
 
-    fn available(&self, dir: &Path) -> io::Result<u64> {
+    fn space(&self, dir: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(dir)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Space { available: stat.f_bavail.saturating_mul(stat.f_frsize), total: stat.f_blocks.saturating_mul(stat.f_frsize) })
     }
 }

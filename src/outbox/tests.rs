@@ -10,7 +10,7 @@ use crate::time::{ManualClock, Timestamp};
 const PAYLOAD: usize = 200;
 
 fn config(durability: Durability, quota: u64, when_full: WhenFull) -> OutboxConfig {
-    let lane = |name: &str| LaneConfig { name: name.into(), durability, quota_bytes: quota, ttl: None, when_full };
+    let lane = |name: &str| LaneConfig { durability, quota_bytes: quota, when_full, ..LaneConfig::new(name) };
     OutboxConfig {
         dir: "/store".into(),
         node: "n1".into(),

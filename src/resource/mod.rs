@@ -15,8 +15,9 @@ pub mod yaml;
 pub use load::{LoadError, load, load_configuration};
 pub use own::DEFAULT_QUOTA_BYTES;
 pub use spec::{
-    BulkSubscribe, ComponentSpec, ConfigurationSpec, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol,
-    ListenerSpec, ListenerTls, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec, UpstreamRole, UpstreamSpec,
+    BulkSubscribe, ComponentSpec, ConfigurationSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits,
+    ListenerProtocol, ListenerSpec, ListenerTls, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec, UpstreamRole,
+    UpstreamSpec,
 };
 pub use strict::Environment;
 
@@ -82,6 +83,14 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Where the node's own notices go upstream; none unless something of ours is declared, or when they are not wanted.
+    #[must_use]
+    pub fn notices(&self) -> Option<&str> {
+        let declared = !self.forwardings.is_empty() || !self.escape_policies.is_empty();
+        let topic = self.escape_policies.first().map_or(spec::DEFAULT_NOTICES, |p| p.notices.as_str());
+        (declared && !topic.is_empty()).then_some(topic)
+    }
+
     /// Whether anything names the pub/sub `local` without declaring it as a component.
     #[must_use]
     pub fn needs_local(&self) -> bool {

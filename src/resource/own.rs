@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::spec::{
-    DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls, RouteSpec, UpstreamRole,
-    UpstreamSpec,
+    DEFAULT_NOTICES, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls,
+    RouteSpec, UpstreamRole, UpstreamSpec,
 };
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
+use crate::escape::ModeConfig;
+use crate::hub::NOTICES;
 use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull};
 use crate::topic;
 use crate::units;
@@ -121,6 +123,9 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
         if !valid {
             findings.add(Severity::Error, line, &fields.key("name"), format!("found {text:?}; accepted are a-z, 0-9 and '-', at most 64"));
         }
+        if text == NOTICES {
+            findings.add(Severity::Error, line, &fields.key("name"), format!("{NOTICES:?} is the node's own lane; choose another name"));
+        }
         valid.then_some(text)
     });
     let matches = filters(&mut fields, "match", findings);
@@ -145,9 +150,10 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
             _ => findings.add(Severity::Error, line, &key, format!("found {order:?}; accepted is oldest or newest")),
         }
     }
-    fields.not_served("floor", findings);
+    let strict = fields.flag("strict", false, findings);
+    let floor_bytes = fields.size("floor", 0, 0..=quota_bytes, findings);
     fields.finish(findings);
-    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight })
+    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes })
 }
 
 fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {
@@ -211,8 +217,42 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
             upstreams.push(UpstreamSpec { component, role, slow, stall, heal });
         }
     }
-    spec.not_served("modes", findings);
-    spec.not_served("budgets", findings);
+    let mut modes = ModeConfig::default();
+    if let Some(mut fields) = spec.map("modes", findings) {
+        modes.settle = fields.duration("islandAfter", modes.settle, findings);
+        modes.heal = fields.duration("normalAfter", modes.heal, findings);
+        modes.conserve_after = fields.duration("conserveAfter", modes.conserve_after, findings);
+        modes.high_water = fields.parsed("highWater", modes.high_water, findings, parse_percent);
+        modes.critical_water = fields.parsed("criticalWater", modes.critical_water, findings, parse_percent);
+        if modes.critical_water < modes.high_water {
+            findings.add(Severity::Error, fields.line(), &fields.key("criticalWater"), "is below highWater");
+        }
+        fields.finish(findings);
+    }
+    let mut disk_free = DiskFloor::default();
+    if let Some(mut fields) = spec.map("budgets", findings) {
+        disk_free = fields.parsed("diskFree", disk_free, findings, |t| {
+            parse_percent(t)
+                .map(DiskFloor::Percent)
+                .or_else(|accepted| units::parse_size(t).map(DiskFloor::Bytes).map_err(|_| format!("{accepted}, or a size such as 64MiB")))
+        });
+        fields.not_served("flash", findings);
+        fields.not_served("data", findings);
+        fields.finish(findings);
+    }
+    let mut notices = DEFAULT_NOTICES.to_owned();
+    if let Some(mut fields) = spec.map("notices", findings) {
+        notices = fields.parsed("topic", notices, findings, |t| {
+            let valid = t.is_empty() || topic::check_name(t).is_ok();
+            if valid { Ok(t.to_owned()) } else { Err("a topic without wildcards; {node} stands for the node's id; empty for none".to_owned()) }
+        });
+        fields.finish(findings);
+    }
     spec.finish(findings);
-    EscapePolicySpec { name: name.to_owned(), upstreams }
+    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, notices }
+}
+
+fn parse_percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').and_then(|n| n.trim().parse().ok());
+    number.filter(|n| (1..=100).contains(n)).ok_or_else(|| "a percentage such as 70%".to_owned())
 }

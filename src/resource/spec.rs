@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::escape::ModeConfig;
+use crate::outbox::storage::Space;
 use crate::outbox::{Durability, WhenFull};
 
 /// Where a property's value comes from.
@@ -228,6 +230,10 @@ pub struct LaneSpec {
     pub when_full: WhenFull,
     /// Share of the link relative to other lanes, 1 to 100.
     pub weight: u32,
+    /// It goes before all lanes that are not strict.
+    pub strict: bool,
+    /// Bytes that it may use while the disk is short.
+    pub floor_bytes: u64,
 }
 
 /// `spec.drain` of a forwarding.
@@ -285,7 +291,43 @@ pub struct EscapePolicySpec {
     pub name: String,
     /// `spec.upstreams`.
     pub upstreams: Vec<UpstreamSpec>,
+    /// `spec.modes`.
+    pub modes: ModeConfig,
+    /// `spec.budgets.diskFree`.
+    pub disk_free: DiskFloor,
+    /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.
+    pub notices: String,
 }
+
+/// Least room on the file system of the data folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFloor {
+    /// Of its size.
+    Percent(u8),
+    /// Bytes.
+    Bytes(u64),
+}
+
+impl Default for DiskFloor {
+    /// 64 MiB.
+    fn default() -> Self {
+        Self::Bytes(64 << 20)
+    }
+}
+
+impl DiskFloor {
+    /// Whether a file system has less room than that.
+    #[must_use]
+    pub fn is_passed(self, space: Space) -> bool {
+        match self {
+            Self::Percent(percent) => u128::from(space.available) * 100 < u128::from(space.total) * u128::from(percent),
+            Self::Bytes(bytes) => space.available < bytes,
+        }
+    }
+}
+
+/// Where notices go unless said: a topic without `$`, which brokers keep for themselves.
+pub const DEFAULT_NOTICES: &str = "selvedge/{node}";
 
 /// Which secrets of a store an application may read (`spec.secrets.scopes`).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -111,6 +111,10 @@ impl<'n> Fields<'n> {
         self.parsed(name, default, findings, |t| units::parse_duration(t).map_err(|e| e.accepted.to_owned()))
     }
 
+    pub fn flag(&mut self, name: &'static str, default: bool, findings: &mut Findings<'_>) -> bool {
+        self.parsed(name, default, findings, |t| t.parse().map_err(|_| "true or false".to_owned()))
+    }
+
     pub fn number(&mut self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>, findings: &mut Findings<'_>) -> u64 {
         self.parsed(name, default, findings, |t| {
             t.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))

@@ -4,6 +4,7 @@
 
 mod api;
 mod clients;
+mod escape;
 mod ledger;
 mod way;
 mod wire;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use selvedge::component::{BoundListener, ListenerContext, MemoryTables, Tables as _};
 use selvedge::hub::{Hub, LaneRun};
 use selvedge::outbox::sim::SimStorage;
-use selvedge::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
+use selvedge::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig};
 use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
 use selvedge::telemetry::Metrics;
 use selvedge::time::SystemClock;
@@ -47,8 +47,7 @@ async fn context(spec: ListenerSpec) -> ListenerContext {
 async fn context_on(spec: ListenerSpec, storage: Arc<SimStorage>) -> ListenerContext {
     let clock = Arc::new(SystemClock::new());
     let tables = Arc::new(MemoryTables::default());
-    let lane =
-        LaneConfig { name: "default".into(), durability: Durability::Fsync, quota_bytes: MIN_QUOTA_BYTES, ttl: None, when_full: WhenFull::Reject };
+    let lane = LaneConfig { durability: Durability::Fsync, quota_bytes: MIN_QUOTA_BYTES, ..LaneConfig::new("default") };
     let config = OutboxConfig {
         dir: "/outbox".into(),
         node: "test".into(),

@@ -346,6 +346,9 @@ impl Dapr for Service {
             response.metadata_mut().insert("selvedge-record-id", id);
             let queued = if published.queued { "true" } else { "false" };
             response.metadata_mut().insert("selvedge-queued", tonic::metadata::MetadataValue::from_static(queued));
+            if let Some(mode) = self.blocks.mode() {
+                response.metadata_mut().insert("selvedge-mode", tonic::metadata::MetadataValue::from_static(mode.as_str()));
+            }
         }
         Ok(response)
     }

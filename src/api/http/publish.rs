@@ -30,6 +30,9 @@ pub(super) async fn one(blocks: &Blocks, name: &str, topic: &str, mut call: Call
     if let Some(id) = &published.record_id {
         put_header(&mut response, "selvedge-record-id", id);
         put_header(&mut response, "selvedge-queued", if published.queued { "true" } else { "false" });
+        if let Some(mode) = blocks.mode() {
+            put_header(&mut response, "selvedge-mode", mode.as_str());
+        }
     }
     Ok(response)
 }

@@ -4,11 +4,17 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use selvedge::node::NodeStatus;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
+
+use crate::escape;
+use crate::flags::Flags;
+use crate::run::data_dir;
 
 /// Longest question.
 const MAX_LINE: u64 = 1_024;
@@ -56,10 +62,13 @@ pub async fn serve(listener: UnixListener, status: NodeStatus) {
             if !matches!(asked, Ok(Ok(n)) if n > 0) {
                 return;
             }
-            let answer = match line.trim() {
-                "status" => status.to_json(),
-                other => serde_json::json!({"error": format!("unknown question {other:?}; accepted is status")}),
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let answer = match words.as_slice() {
+                ["status"] => Ok(status.to_json()),
+                ["escape", order @ ..] => escape::answer(&status, order).await,
+                _ => Err(format!("unknown question {:?}; accepted are status and escape ...", line.trim())),
             };
+            let answer = answer.unwrap_or_else(|error| serde_json::json!({"error": error}));
             let _ = write.write_all(format!("{answer}\n").as_bytes()).await;
         });
         while askers.try_join_next().is_some() {}
@@ -67,11 +76,34 @@ pub async fn serve(listener: UnixListener, status: NodeStatus) {
 }
 
 /// Asks the node of a data folder.
-pub fn ask(data_dir: &Path, question: &str) -> io::Result<serde_json::Value> {
+pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
     let mut stream = BlockingStream::connect(path(data_dir))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(format!("{question}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     serde_json::from_str(&line).map_err(io::Error::other)
+}
+
+/// Asks the node of the flags' data folder and prints the answer as `show` puts it, or as JSON with `--json`. Exit code 1 when no node
+/// answers or it refuses.
+pub fn print(flags: &Flags, question: &str, show: impl FnOnce(&Value) -> String) -> ExitCode {
+    let dir = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
+    match ask(&dir, question) {
+        Ok(answer) => match answer["error"].as_str() {
+            Some(error) => {
+                eprintln!("selvedge: {error}");
+                ExitCode::FAILURE
+            }
+            None => {
+                let text = if flags.switch("json", false) { format!("{answer:#}") } else { show(&answer) };
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+        },
+        Err(error) => {
+            eprintln!("selvedge: no node answers at {}: {error}; is it running with this --data-dir?", path(&dir).display());
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -81,6 +81,8 @@ const FLAGS: &[Flag] = &[
     ("data-dir", Kind::Text, true),
     ("threads", Kind::Integer, true),
     ("upstream", Kind::Text, true),
+    ("for", Kind::Text, true),
+    ("json", Kind::Switch, true),
 ];
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.

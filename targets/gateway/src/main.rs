@@ -6,10 +6,10 @@ mod check;
 mod components;
 mod control;
 mod demo;
+mod escape;
 mod flags;
 mod run;
 mod serve_api;
-mod status;
 
 use std::process::ExitCode;
 
@@ -35,7 +35,8 @@ fn main() -> ExitCode {
         Some("run") => run::run(&flags, run::Flavour::Newcomer),
         Some("demo") => demo::demo(&flags),
         Some("check") => check::check(&flags),
-        Some("status") => status::status(&flags),
+        Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
+        Some("escape") => escape::escape(&flags),
         Some("version") => {
             println!("{}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
             help();
             Ok(ExitCode::SUCCESS)
         }
-        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, version, help"))),
+        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, escape, version, help"))),
     };
     result.unwrap_or_else(|error| {
         eprintln!("selvedge: {error}");
@@ -62,6 +63,8 @@ fn help() {
          an outage, a kill and the books, in about a minute\n\
          selvedge check DIR...       check folders of YAML strictly, start nothing\n\
          selvedge status             what the node of this data directory is doing, as JSON\n\
+         selvedge escape [status|enter|leave|pin [MODE] --for TIME|report]\n                            \
+         the mode of the box: show it, close all links, open them, set it, past outages\n\
          selvedge version\n\n\
          flags (those in brackets are accepted and have no effect yet):"
     );

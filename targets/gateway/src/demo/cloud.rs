@@ -89,8 +89,7 @@ pub async fn component(name: &str, port_or_address: &str, data_dir: &Path, clock
 
 /// A broker in this process: the product's own listener over a small store.
 async fn embedded(data_dir: &Path, clock: &Arc<dyn Clock>, tasks: &mut JoinSet<()>) -> Result<String, String> {
-    let lane =
-        LaneConfig { name: "default".to_owned(), durability: Durability::Memory, quota_bytes: 64 << 20, ttl: None, when_full: WhenFull::DropOldest };
+    let lane = LaneConfig { durability: Durability::Memory, quota_bytes: 64 << 20, when_full: WhenFull::DropOldest, ..LaneConfig::new("default") };
     let config = OutboxConfig {
         dir: data_dir.join("cloud"),
         node: "cloud".to_owned(),

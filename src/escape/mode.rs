@@ -1,0 +1,387 @@
+//! The mode of the whole box, derived from its links, its store and its disk: events in, actions out, time handed in.
+//!
+//! ```text
+//!  bootstrap --a link stands--> normal <--up for `heal`-- recover <--a link stands-- island
+//!                                 |  \--primary lost, secondary stands--> failover      |  conserve  (long, or much stored)
+//!                                 +---------no link for `settle`----------------------> +  survive   (disk short, or store nearly full)
+//! ```
+//! A worse mode is entered when its reason has held for `settle`, `normal` when the link has held for `heal`: a link that flaps does not
+//! make the box flap. The rules stand in [`ModeMachine::wanted`] and [`ModeMachine::hold`], nowhere else.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::LinkState;
+use crate::component::LinkCause;
+use crate::time::Monotonic;
+
+/// What the box is up to. The order is that of the metric: 0 is normal, higher is worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A primary upstream takes records as they come (or there is no upstream at all).
+    Normal,
+    /// A link stands again; the backlog goes out.
+    Recover,
+    /// No primary upstream, a secondary one takes its place.
+    Failover,
+    /// No upstream has ever been reached.
+    Bootstrap,
+    /// No upstream; the box works alone.
+    Island,
+    /// An island for long, or with much stored: spend less.
+    Conserve,
+    /// The disk is short, or the store nearly full: only what is protected may grow.
+    Survive,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 7] = [Self::Normal, Self::Recover, Self::Failover, Self::Bootstrap, Self::Island, Self::Conserve, Self::Survive];
+
+    /// The word used in topics, headers, metrics, logs and commands.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Recover => "recover",
+            Self::Failover => "failover",
+            Self::Bootstrap => "bootstrap",
+            Self::Island => "island",
+            Self::Conserve => "conserve",
+            Self::Survive => "survive",
+        }
+    }
+
+    /// The mode of this word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.as_str() == word)
+    }
+
+    /// The box works alone.
+    #[must_use]
+    pub fn is_island(self) -> bool {
+        matches!(self, Self::Island | Self::Conserve | Self::Survive)
+    }
+}
+
+/// When modes change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModeConfig {
+    /// How long the reason for a worse mode must hold (`modes.islandAfter`).
+    pub settle: Duration,
+    /// How long a link must hold for `normal` (`modes.normalAfter`).
+    pub heal: Duration,
+    /// How long an island goes on before it saves (`modes.conserveAfter`).
+    pub conserve_after: Duration,
+    /// Percentage of the lanes' quotas in use from which an island saves (`modes.highWater`).
+    pub high_water: u8,
+    /// Percentage from which it survives (`modes.criticalWater`).
+    pub critical_water: u8,
+}
+
+impl Default for ModeConfig {
+    /// 5 s, 10 s, 6 h, 70 %, 90 %.
+    fn default() -> Self {
+        Self {
+            settle: Duration::from_secs(5),
+            heal: Duration::from_secs(10),
+            conserve_after: Duration::from_secs(6 * 3_600),
+            high_water: 70,
+            critical_water: 90,
+        }
+    }
+}
+
+/// One upstream, as the controller sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkSight {
+    /// It stands by for others.
+    pub secondary: bool,
+    /// State of its link.
+    pub state: LinkState,
+    /// Why it is not up.
+    pub cause: Option<LinkCause>,
+}
+
+impl LinkSight {
+    /// The peer has proved that it takes records.
+    fn stands(&self) -> bool {
+        matches!(self.state, LinkState::Up | LinkState::Draining)
+    }
+}
+
+/// What the controller sees at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Situation<'a> {
+    /// All upstreams.
+    pub links: &'a [LinkSight],
+    /// Percentage of the lanes' quotas in use.
+    pub fill_percent: u8,
+    /// The file system has less free than its floor.
+    pub disk_short: bool,
+}
+
+/// What happens to the mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModeEvent<'a> {
+    /// Time has passed, or something has changed.
+    Look(&'a Situation<'a>),
+    /// An operator closes all links until [`ModeEvent::Leave`].
+    Enter,
+    /// Back to what the links say; ends a pin too.
+    Leave,
+    /// An operator sets the mode for a time, whatever the links say; they go on.
+    Pin {
+        /// The mode.
+        mode: Mode,
+        /// For how long.
+        lasting: Duration,
+    },
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModeAction {
+    /// The mode changed: save it, tell everyone.
+    Changed {
+        /// Before.
+        from: Mode,
+        /// After.
+        to: Mode,
+    },
+    /// All links are gone, since this time.
+    OutageBegan(Monotonic),
+    /// One of them stands again.
+    OutageEnded,
+    /// Close all links and keep them closed, or let them open.
+    Fence(bool),
+}
+
+/// Actions of one step, in order.
+pub type ModeActions = SmallVec<[ModeAction; 4]>;
+
+/// What outlives a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SavedMode {
+    /// Mode.
+    pub mode: Mode,
+    /// An upstream has been reached once.
+    pub ever_connected: bool,
+    /// Milliseconds that the outage had lasted, if there was one.
+    pub offline_ms: Option<u64>,
+    /// An operator has closed the links.
+    pub fenced: bool,
+    /// A pinned mode and the milliseconds that it had left.
+    pub pin: Option<(Mode, u64)>,
+}
+
+/// The controller of the mode.
+#[derive(Debug, Clone)]
+pub struct ModeMachine {
+    config: ModeConfig,
+    mode: Mode,
+    since: Monotonic,
+    /// The mode that the situation asks for, and since when.
+    candidate: Option<(Mode, Monotonic)>,
+    ever_connected: bool,
+    /// Since when no link stands, and how long that had lasted before the start.
+    offline: Option<(Monotonic, Duration)>,
+    /// The outage has been told of.
+    outage: bool,
+    fenced: bool,
+    pin: Option<(Mode, Monotonic)>,
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl ModeMachine {
+    /// The mode at the start: what was saved, else `bootstrap`.
+    #[must_use]
+    pub fn new(config: ModeConfig, saved: Option<SavedMode>, now: Monotonic) -> Self {
+        let saved = saved.unwrap_or(SavedMode { mode: Mode::Bootstrap, ever_connected: false, offline_ms: None, fenced: false, pin: None });
+        Self {
+            config,
+            mode: saved.mode,
+            since: now,
+            candidate: None,
+            ever_connected: saved.ever_connected,
+            offline: saved.offline_ms.map(|ms| (now, Duration::from_millis(ms))),
+            outage: saved.offline_ms.is_some(),
+            fenced: saved.fenced,
+            pin: saved.pin.map(|(mode, ms)| (mode, now.plus(Duration::from_millis(ms)))),
+        }
+    }
+
+    /// What outlives a restart.
+    #[must_use]
+    pub fn saved(&self, now: Monotonic) -> SavedMode {
+        SavedMode {
+            mode: self.mode,
+            ever_connected: self.ever_connected,
+            offline_ms: self.offline_for(now).filter(|_| self.outage).map(millis),
+            fenced: self.fenced,
+            pin: self.pin.map(|(mode, until)| (mode, millis(until.since(now)))),
+        }
+    }
+
+    /// The mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// When it was entered.
+    #[must_use]
+    pub fn since(&self) -> Monotonic {
+        self.since
+    }
+
+    /// Whether an operator has closed the links.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// How long a pin still holds.
+    #[must_use]
+    pub fn pinned_for(&self, now: Monotonic) -> Option<Duration> {
+        self.pin.map(|(_, until)| until.since(now))
+    }
+
+    /// How long no link has stood; none when one does.
+    #[must_use]
+    pub fn offline_for(&self, now: Monotonic) -> Option<Duration> {
+        self.offline.map(|(since, before)| now.since(since) + before)
+    }
+
+    /// Whether an outage is going on.
+    #[must_use]
+    pub fn in_outage(&self) -> bool {
+        self.outage
+    }
+
+    /// Takes an event.
+    pub fn step(&mut self, now: Monotonic, event: ModeEvent<'_>) -> ModeActions {
+        let mut actions = ModeActions::new();
+        match event {
+            ModeEvent::Enter => {
+                self.fenced = true;
+                actions.push(ModeAction::Fence(true));
+            }
+            ModeEvent::Leave => {
+                self.pin = None;
+                self.fenced = false;
+                self.candidate = None;
+                actions.push(ModeAction::Fence(false));
+            }
+            ModeEvent::Pin { mode, lasting } => {
+                self.pin = Some((mode, now.plus(lasting)));
+                self.change(now, mode, &mut actions);
+            }
+            ModeEvent::Look(situation) => self.look(now, situation, &mut actions),
+        }
+        actions
+    }
+
+    fn look(&mut self, now: Monotonic, situation: &Situation<'_>, actions: &mut ModeActions) {
+        if situation.links.iter().any(LinkSight::stands) {
+            self.ever_connected = true;
+            self.offline = None;
+            if std::mem::take(&mut self.outage) {
+                actions.push(ModeAction::OutageEnded);
+            }
+        } else if !situation.links.is_empty() {
+            self.offline.get_or_insert((now, Duration::ZERO));
+        }
+        if self.pin.take_if(|(_, until)| *until <= now).is_some() {
+            self.candidate = None;
+        }
+        let wanted = self.wanted(now, situation);
+        if wanted == self.mode && self.pin.is_none() {
+            self.candidate = None;
+        } else if self.pin.is_none() {
+            let since = match self.candidate {
+                Some((mode, since)) if mode == wanted => since,
+                _ => now,
+            };
+            self.candidate = Some((wanted, since));
+            if now.since(since) >= self.hold(wanted, situation) {
+                self.change(now, wanted, actions);
+            }
+        }
+        // The outage is the links', whatever the mode is called.
+        if let Some((since, _)) = self.offline
+            && self.ever_connected
+            && !self.outage
+            && (self.fenced || now.since(since) >= self.config.settle)
+        {
+            self.outage = true;
+            actions.push(ModeAction::OutageBegan(since));
+        }
+    }
+
+    /// What the situation asks for.
+    fn wanted(&self, now: Monotonic, situation: &Situation<'_>) -> Mode {
+        let primary = |state: LinkState| situation.links.iter().any(|l| !l.secondary && l.state == state);
+        if situation.disk_short {
+            return Mode::Survive;
+        }
+        if situation.links.is_empty() {
+            return Mode::Normal;
+        }
+        if situation.links.iter().any(LinkSight::stands) {
+            return if primary(LinkState::Up) {
+                // What was an island shows first that the link holds.
+                if self.mode.is_island() { Mode::Recover } else { Mode::Normal }
+            } else if primary(LinkState::Draining) {
+                Mode::Recover
+            } else {
+                Mode::Failover
+            };
+        }
+        if !self.ever_connected {
+            return Mode::Bootstrap;
+        }
+        let long = self.offline_for(now).is_some_and(|time| time >= self.config.conserve_after);
+        if situation.fill_percent >= self.config.critical_water {
+            Mode::Survive
+        } else if long || situation.fill_percent >= self.config.high_water {
+            Mode::Conserve
+        } else {
+            Mode::Island
+        }
+    }
+
+    /// How long the situation must ask for this mode before it is entered.
+    fn hold(&self, to: Mode, situation: &Situation<'_>) -> Duration {
+        match (self.mode, to) {
+            (_, Mode::Survive) if situation.disk_short => Duration::ZERO,
+            // An operator has waited long enough.
+            (_, to) if self.fenced && to.is_island() => Duration::ZERO,
+            // The first link, or one after an outage: the peer has proved itself.
+            (Mode::Bootstrap, Mode::Normal | Mode::Recover | Mode::Failover) => Duration::ZERO,
+            (from, Mode::Recover | Mode::Failover) if from.is_island() => Duration::ZERO,
+            (from, to) if to < from => self.config.heal,
+            _ => self.config.settle,
+        }
+    }
+
+    fn change(&mut self, now: Monotonic, to: Mode, actions: &mut ModeActions) {
+        self.candidate = None;
+        if self.mode != to {
+            let from = std::mem::replace(&mut self.mode, to);
+            self.since = now;
+            actions.push(ModeAction::Changed { from, to });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,464 @@
+//! Escape mode at work: looks at links, store and disk, feeds the controller, and does what it asks for. The mode and an outage that
+//! goes on are kept in the data folder (`escape.json`), so that a restart in the middle of an outage goes on with it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::component::{Fut, LinkCause};
+use crate::escape::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation};
+use crate::forward::{ForwarderStatus, LinkOrders};
+use crate::hub::Hub;
+use crate::message::{Attributes, Inbound};
+use crate::outbox::storage::Storage;
+use crate::outbox::{DestinationId, LedgerRow};
+use crate::resource::DiskFloor;
+use crate::telemetry::Metrics;
+use crate::time::{Clock, Monotonic, Timestamp};
+
+/// Where devices and applications on the box read the mode: retained, JSON with `mode`, `since`, `cause`.
+pub const MODE_TOPIC: &str = "$selvedge/mode";
+/// How often the controller looks when nothing happens.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the file system is asked for its room.
+const DISK_LOOK: Duration = Duration::from_secs(5);
+/// How often the length of an outage is saved.
+const SAVE: Duration = Duration::from_secs(600);
+/// Reports that are kept to be shown.
+const REPORTS: usize = 10;
+/// Orders that may wait.
+const ORDERS: usize = 8;
+/// Longest pin.
+const LONGEST_PIN: Duration = Duration::from_secs(30 * 86_400);
+
+/// The mode as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeView {
+    /// Mode.
+    pub mode: Mode,
+    /// Wall-clock time at which it was entered.
+    pub since: Timestamp,
+    /// Why the first upstream that is not up is not.
+    pub cause: Option<LinkCause>,
+    /// An operator has closed the links.
+    pub fenced: bool,
+    /// Seconds for which an operator has pinned the mode still.
+    pub pinned_seconds: Option<u64>,
+}
+
+impl ModeView {
+    fn to_json(&self) -> Value {
+        json!({
+            "mode": self.mode, "since": self.since.to_rfc3339(), "cause": self.cause.map(LinkCause::as_str), "fenced": self.fenced,
+            "pinnedSeconds": self.pinned_seconds,
+        })
+    }
+}
+
+/// What an operator may order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EscapeOrder {
+    /// Close all links.
+    Enter,
+    /// Open them, and end a pin.
+    Leave,
+    /// Set the mode for a time.
+    Pin(Mode, Duration),
+    /// The reports of the last outages, the newest first; the first one goes on if there is one.
+    Reports,
+}
+
+type Order = (EscapeOrder, oneshot::Sender<Value>);
+
+/// A cheap handle to the controller.
+#[derive(Debug, Clone)]
+pub struct EscapeHandle {
+    view: watch::Receiver<ModeView>,
+    orders: mpsc::Sender<Order>,
+}
+
+impl EscapeHandle {
+    /// The mode now.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.view.borrow().mode
+    }
+
+    /// The mode with its circumstances, as JSON: `mode`, `since`, `cause`, `fenced`, `pinnedSeconds`.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        self.view.borrow().to_json()
+    }
+
+    /// Gives an order; the answer is the state after it, or the reports.
+    ///
+    /// # Errors
+    /// A pin that is too long, or a node that is about to end.
+    pub async fn order(&self, order: EscapeOrder) -> Result<Value, String> {
+        if let EscapeOrder::Pin(_, lasting) = &order
+            && *lasting > LONGEST_PIN
+        {
+            return Err("a mode can be pinned for at most 30 days".to_owned());
+        }
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the node is not running (yet, or any more)".to_owned();
+        self.orders.try_send((order, answer)).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+/// An upstream that is looked at.
+pub(super) struct Watched {
+    pub status: ForwarderStatus,
+    pub destination: DestinationId,
+    pub secondary: bool,
+    pub orders: watch::Sender<LinkOrders>,
+}
+
+/// What the controller works on.
+pub(super) struct Surroundings {
+    pub node: String,
+    pub dir: PathBuf,
+    pub hub: Hub,
+    pub storage: Arc<dyn Storage>,
+    pub clock: Arc<dyn Clock>,
+    pub upstreams: Vec<Watched>,
+    pub modes: ModeConfig,
+    pub disk_free: DiskFloor,
+    /// Topic of notices upstream.
+    pub notices: Option<String>,
+    /// Whether there is a pub/sub `local` to tell the mode to.
+    pub local: bool,
+}
+
+/// What is kept in the data folder.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Kept {
+    mode: Option<SavedMode>,
+    mode_since: u64,
+    outages: u64,
+    outage: Option<Outage>,
+    reports: VecDeque<Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabel {
+    mode: &'static str,
+}
+
+struct Meters {
+    mode: Family<ModeLabel, Gauge>,
+    changes: Family<ModeLabel, Counter>,
+    outages: Counter,
+    disk_short: Gauge,
+}
+
+impl Meters {
+    fn register(metrics: &Metrics) -> Self {
+        let all = Self { mode: Family::default(), changes: Family::default(), outages: Counter::default(), disk_short: Gauge::default() };
+        metrics.register(|r| {
+            r.register("selvedge_mode", "1 for the mode that the box is in", all.mode.clone());
+            r.register("selvedge_mode_changes", "Times that a mode was entered", all.changes.clone());
+            r.register("selvedge_outages", "Outages that have begun since the start", all.outages.clone());
+            r.register("selvedge_disk_short", "1 while the file system has less room than its floor", all.disk_short.clone());
+        });
+        all
+    }
+
+    fn show(&self, mode: Mode) {
+        for each in Mode::ALL {
+            self.mode.get_or_create(&ModeLabel { mode: each.as_str() }).set(i64::from(each == mode));
+        }
+    }
+}
+
+/// The loop around the controller of the mode.
+pub(super) struct Escape {
+    at: Surroundings,
+    machine: ModeMachine,
+    kept: Kept,
+    saved_at: Monotonic,
+    /// The books when the last link was lost: an outage is known to be one only some seconds later.
+    books_at_loss: Option<Vec<LedgerRow>>,
+    disk: Option<(Monotonic, bool)>,
+    meters: Meters,
+    view: watch::Sender<ModeView>,
+    orders: mpsc::Receiver<Order>,
+}
+
+impl Escape {
+    /// Reads what is kept; a file that cannot be read is set aside.
+    pub(super) fn new(at: Surroundings, metrics: &Metrics) -> (Self, EscapeHandle) {
+        let (now, wall) = (at.clock.monotonic(), at.clock.now());
+        let path = at.dir.join("escape.json");
+        let mut kept = match at.storage.read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::error!(path = %path.display(), %error, "cannot be understood; it is set aside, and the mode begins anew");
+                if let Err(error) = at.storage.rename(&path, &path.with_extension("json.corrupt")) {
+                    tracing::error!(path = %path.display(), %error, "cannot be set aside");
+                }
+                Kept::default()
+            }),
+            Err(_) => Kept::default(),
+        };
+        if let Some(outage) = &mut kept.outage {
+            outage.restarted();
+        }
+        let machine = ModeMachine::new(at.modes, kept.mode, now);
+        let since = kept.mode.map_or(wall, |_| Timestamp(kept.mode_since));
+        let (view, seen) = watch::channel(ModeView { mode: machine.mode(), since, cause: None, fenced: machine.is_fenced(), pinned_seconds: None });
+        let (give, orders) = mpsc::channel(ORDERS);
+        let meters = Meters::register(metrics);
+        meters.show(machine.mode());
+        let this = Self { at, machine, kept, saved_at: now, books_at_loss: None, disk: None, meters, view, orders };
+        this.order_links();
+        (this, EscapeHandle { view: seen, orders: give })
+    }
+
+    /// Looks after the mode until `stop` resolves.
+    pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
+        self.tell().await;
+        loop {
+            let changes: Vec<_> = self.at.upstreams.iter_mut().map(|u| Box::pin(u.status.changed())).collect();
+            let changed = async {
+                if changes.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+                futures_util::future::select_all(changes).await;
+            };
+            let order = tokio::select! {
+                biased;
+                () = &mut stop => break,
+                order = self.orders.recv() => order,
+                () = changed => None,
+                () = tokio::time::sleep(LOOK) => None,
+            };
+            self.look().await;
+            if let Some((order, answer)) = order {
+                let said = self.obey(order).await;
+                // Who asked may have gone.
+                let _ = answer.send(said);
+            }
+        }
+        self.save();
+    }
+
+    async fn obey(&mut self, order: EscapeOrder) -> Value {
+        let event = match order {
+            EscapeOrder::Reports => return self.reports(),
+            EscapeOrder::Enter => ModeEvent::Enter,
+            EscapeOrder::Leave => ModeEvent::Leave,
+            EscapeOrder::Pin(mode, lasting) => ModeEvent::Pin { mode, lasting },
+        };
+        tracing::warn!(order = ?event, "an operator steers the escape mode");
+        let actions = self.machine.step(self.at.clock.monotonic(), event);
+        self.act(actions).await;
+        self.save();
+        self.refresh_view();
+        self.view.borrow().to_json()
+    }
+
+    fn reports(&self) -> Value {
+        let running = self.kept.outage.as_ref().map(|outage| {
+            let mut report = self.report(outage);
+            report["ended"] = Value::Null;
+            report
+        });
+        json!(running.iter().chain(self.kept.reports.iter()).collect::<Vec<_>>())
+    }
+
+    /// The lines of the upstreams.
+    fn books(&self) -> Vec<LedgerRow> {
+        let names: Vec<String> = self.at.upstreams.iter().map(|u| super::upstream_destination(u.status.upstream())).collect();
+        self.at.hub.outbox().ledger().into_iter().filter(|row| names.contains(&row.destination)).collect()
+    }
+
+    fn report(&self, outage: &Outage) -> Value {
+        outage.report(&self.at.node, self.at.clock.now(), &self.books())
+    }
+
+    fn disk_short(&mut self, now: Monotonic) -> bool {
+        if let Some((at, short)) = self.disk
+            && now.since(at) < DISK_LOOK
+        {
+            return short;
+        }
+        let before = self.disk.is_some_and(|(_, short)| short);
+        let short = match self.at.storage.space(&self.at.dir) {
+            Ok(space) => self.at.disk_free.is_passed(space),
+            Err(error) => {
+                tracing::warn!(%error, "the file system does not tell its room");
+                before
+            }
+        };
+        self.disk = Some((now, short));
+        if short != before {
+            self.at.hub.outbox().hold_growth(short);
+            self.meters.disk_short.set(i64::from(short));
+            if short {
+                tracing::error!(path = %self.at.dir.display(), "the file system has less room than its floor: no lane grows beyond its own floor");
+            } else {
+                tracing::info!(path = %self.at.dir.display(), "the file system has room again");
+            }
+        }
+        short
+    }
+
+    async fn look(&mut self) {
+        let now = self.at.clock.monotonic();
+        let disk_short = self.disk_short(now);
+        let (mut used, mut quota) = (0u64, 0u64);
+        for lane in self.at.hub.outbox().status() {
+            used += lane.disk_bytes;
+            quota = quota.saturating_add(lane.quota_bytes);
+        }
+        let fill_percent = u8::try_from(used.saturating_mul(100) / quota.max(1)).unwrap_or(100).min(100);
+        let links: Vec<LinkSight> = self
+            .at
+            .upstreams
+            .iter()
+            .map(|u| {
+                let link = u.status.snapshot();
+                LinkSight { secondary: u.secondary, state: link.state, cause: link.cause }
+            })
+            .collect();
+        let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short }));
+        let changed = !actions.is_empty();
+        match self.machine.offline_for(now) {
+            None => self.books_at_loss = None,
+            Some(_) if self.books_at_loss.is_none() => self.books_at_loss = Some(self.books()),
+            Some(_) => {}
+        }
+        self.act(actions).await;
+        self.note_causes();
+        self.refresh_view();
+        if changed || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
+            self.save();
+        }
+    }
+
+    /// What keeps the links down, for the report.
+    fn note_causes(&mut self) {
+        let Some(outage) = &mut self.kept.outage else { return };
+        for upstream in &self.at.upstreams {
+            let link = upstream.status.snapshot();
+            if let Some(cause) = link.cause {
+                outage.cause(self.at.clock.now(), &link.upstream, cause, &link.detail);
+            }
+        }
+    }
+
+    fn refresh_view(&mut self) {
+        let now = self.at.clock.monotonic();
+        let cause = self.at.upstreams.iter().find_map(|u| u.status.snapshot().cause);
+        let (mode, fenced) = (self.machine.mode(), self.machine.is_fenced());
+        let pinned_seconds = self.machine.pinned_for(now).map(|t| t.as_secs());
+        let since = Timestamp(self.kept.mode_since);
+        self.view.send_if_modified(|view| {
+            let next = ModeView { mode, since: if self.kept.mode_since == 0 { view.since } else { since }, cause, fenced, pinned_seconds };
+            let changed = *view != next;
+            *view = next;
+            changed
+        });
+    }
+
+    async fn act(&mut self, actions: ModeActions) {
+        for action in actions {
+            match action {
+                ModeAction::Changed { from, to } => self.changed(from, to).await,
+                ModeAction::OutageBegan(since) => {
+                    let (now, wall) = (self.at.clock.monotonic(), self.at.clock.now());
+                    let started = Timestamp(wall.0.saturating_sub(u64::try_from(now.since(since).as_millis()).unwrap_or(0)));
+                    self.kept.outages += 1;
+                    self.meters.outages.inc();
+                    let books = self.books_at_loss.clone().unwrap_or_else(|| self.books());
+                    let mut outage = Outage::began(self.kept.outages, started, &books);
+                    outage.mode(wall, self.machine.mode());
+                    self.kept.outage = Some(outage);
+                }
+                ModeAction::OutageEnded => self.outage_ended().await,
+                ModeAction::Fence(_) => {}
+            }
+        }
+        self.order_links();
+    }
+
+    /// Tells the forwarders what the controller asks of their links.
+    fn order_links(&self) {
+        let notice_follows = self.kept.outage.is_some() && self.at.notices.is_some();
+        for upstream in &self.at.upstreams {
+            let orders = LinkOrders { closed: self.machine.is_fenced(), notice_follows: notice_follows && !upstream.secondary };
+            upstream.orders.send_if_modified(|o| std::mem::replace(o, orders) != orders);
+        }
+    }
+
+    async fn changed(&mut self, from: Mode, to: Mode) {
+        let wall = self.at.clock.now();
+        self.kept.mode_since = wall.0;
+        self.meters.show(to);
+        self.meters.changes.get_or_create(&ModeLabel { mode: to.as_str() }).inc();
+        if let Some(outage) = &mut self.kept.outage {
+            outage.mode(wall, to);
+        }
+        self.refresh_view();
+        let cause = self.view.borrow().cause.map_or("none", LinkCause::as_str);
+        if to.is_island() {
+            tracing::warn!(mode = to.as_str(), before = from.as_str(), cause, "the box changes its mode");
+        } else {
+            tracing::info!(mode = to.as_str(), before = from.as_str(), cause, "the box changes its mode");
+        }
+        self.tell().await;
+    }
+
+    /// Tells the mode to everyone on the box.
+    async fn tell(&mut self) {
+        if !self.at.local {
+            return;
+        }
+        let said = {
+            let view = self.view.borrow();
+            json!({"mode": view.mode, "since": view.since.to_rfc3339(), "cause": view.cause.map(LinkCause::as_str)}).to_string()
+        };
+        let attributes = Attributes { content_type: Some("application/json"), utf8: true, ..Attributes::default() };
+        let message = Inbound { attributes, retain: true, qos: 1, ..Inbound::new(MODE_TOPIC, said.as_bytes()) };
+        if let Err(error) = self.at.hub.accept_one("local", &message).await {
+            tracing::warn!(%error, "the mode could not be told on the box");
+        }
+    }
+
+    /// The report goes before everything that waits.
+    async fn outage_ended(&mut self) {
+        let Some(outage) = self.kept.outage.take() else { return };
+        let report = self.report(&outage);
+        tracing::info!(number = outage.number(), seconds = report["seconds"].as_u64(), "an outage has ended");
+        if let Some(topic) = &self.at.notices {
+            let destinations: Vec<DestinationId> = self.at.upstreams.iter().filter(|u| !u.secondary).map(|u| u.destination).collect();
+            if let Err(error) = self.at.hub.notice(&destinations, &format!("{topic}/outage"), report.to_string().as_bytes()).await {
+                tracing::warn!(%error, "the report of the outage could not be stored; `selvedge escape report` shows it");
+            }
+        }
+        self.kept.reports.push_front(report);
+        self.kept.reports.truncate(REPORTS);
+    }
+
+    fn save(&mut self) {
+        let now = self.at.clock.monotonic();
+        self.saved_at = now;
+        self.kept.mode = Some(self.machine.saved(now));
+        let path = self.at.dir.join("escape.json");
+        let saved = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other).and_then(|b| self.at.storage.replace(&path, &b, true));
+        if let Err(error) = saved {
+            tracing::warn!(path = %path.display(), %error, "the mode could not be saved; a restart would begin it anew");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The mode of the box over an outage, as everyone sees it: device, application, operator, and the cloud that gets the report.
+
+use std::process::Command;
+use std::time::Duration;
+
+use selvedge_tests::http::request;
+use selvedge_tests::mqtt::Client;
+use selvedge_tests::proxy::{Fault, Proxy};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port};
+use serde_json::Value;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn place(cloud: u16, devices: u16) -> Place {
+    Place::new(&format!(
+        r#"
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: cloud}}
+spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
+---
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: slow-clock}}
+spec:
+  type: bindings.cron
+  version: v1
+  metadata: [{{name: schedule, value: "@every 100ms"}}, {{name: publishTo, value: local}}, {{name: publishTopic, value: beat}}, {{name: publishWhen, value: island}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {{name: devices}}
+spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["sensors/#"], to: [cloud]}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: EscapePolicy
+metadata: {{name: escape}}
+spec:
+  upstreams: [{{component: cloud, stall: 2s}}]
+  modes: {{islandAfter: 1s, normalAfter: 1s}}
+  budgets: {{diskFree: 1MiB}}
+"#
+    ))
+}
+
+/// `selvedge escape WORDS`: its exit code and what it prints.
+fn escape(place: &Place, words: &[&str]) -> (bool, String) {
+    let output = Command::new(binary()).args(["escape", "--data-dir"]).arg(place.data()).args(words).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+fn mode_is(node: &Node, mode: &str) {
+    eventually(LONG, mode, || node.status()["mode"]["mode"] == mode);
+}
+
+/// The modes that a device is told, until the wanted one comes.
+fn told(device: &mut Client, wanted: &str) -> Vec<String> {
+    let mut modes = Vec::new();
+    while modes.last().is_none_or(|m| m != wanted) {
+        let (topic, payload) = device.receive(LONG).unwrap().unwrap_or_else(|| panic!("the mode {wanted} is told; so far {modes:?}"));
+        if topic == "$selvedge/mode" {
+            let said: Value = serde_json::from_slice(&payload).unwrap();
+            modes.push(said["mode"].as_str().unwrap().to_owned());
+        }
+    }
+    modes
+}
+
+#[test]
+fn an_outage_is_seen_by_all_and_reported_before_the_backlog_even_over_a_kill() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    let devices = free_port();
+    let place = place(proxy.port, devices);
+    let node = place.start();
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    mode_is(&node, "normal");
+    let publish = || request(http, "POST /v1.0/publish/cloud/sensors/app", &[("content-type", "application/json")], "1");
+    assert_eq!(publish().header("selvedge-mode"), Some("normal"));
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.subscribe("$selvedge/mode").unwrap();
+    device.subscribe("beat").unwrap();
+    assert_eq!(told(&mut device, "normal"), ["normal"], "retained");
+
+    proxy.set(Fault::Refuse);
+    assert_eq!(told(&mut device, "island"), ["island"]);
+    assert_eq!((publish().header("selvedge-mode"), publish().header("selvedge-queued")), (Some("island"), Some("true")));
+    let metadata: Value = serde_json::from_str(&request(http, "GET /v1.0/metadata", &[], "").body).unwrap();
+    let status: Value = serde_json::from_str(metadata["extended"]["selvedge"].as_str().unwrap()).unwrap();
+    assert_eq!(status["mode"]["mode"], "island");
+    assert_eq!(request(http, "GET /v1.0/healthz", &[], "").start, "204", "ready on the island");
+    let (_, said) = escape(&place, &[]);
+    assert!(said.contains("mode island since") && said.contains("a link is down:"), "{said}");
+    while device.receive(LONG).unwrap().expect("readings for the island are published").0 != "beat" {}
+    for n in 0..50 {
+        device.publish(&format!("sensors/{n}"), b"x").unwrap();
+    }
+    drop(device);
+    node.kill();
+
+    // The same outage goes on.
+    let node = place.start();
+    mode_is(&node, "island");
+    let (_, said) = escape(&place, &["report"]);
+    assert!(said.starts_with("outage 1:") && said.contains("it goes on"), "{said}");
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("#").unwrap();
+    proxy.set(Fault::None);
+    let (topic, payload) = cloud.receive(LONG).unwrap().unwrap();
+    // The record that tries the link is the oldest that waits; the report goes before all others.
+    let (topic, payload) = if topic.ends_with("/outage") { (topic, payload) } else { cloud.receive(LONG).unwrap().unwrap() };
+    let report: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(topic, format!("selvedge/{}/outage", report["node"].as_str().unwrap()));
+    assert_eq!((&report["number"], &report["restarts"], &report["causes"][0]["upstream"]), (&1.into(), &1.into(), &"cloud".into()));
+    let lane = report["lanes"].as_array().unwrap().iter().find(|l| l["lane"] == "default").unwrap();
+    assert!(lane["accepted"] == 52 && lane["queued"].as_u64().is_some_and(|n| n >= 51), "{report:#}");
+    mode_is(&node, "normal");
+    let (_, said) = escape(&place, &["report"]);
+    assert!(!said.contains("goes on") && said.contains("mode island"), "{said}");
+    eventually(LONG, "all has left", || node.ledger("upstream/cloud", "queued") == 0);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn an_operator_closes_and_opens_the_links_and_pins_the_mode() {
+    let broker = Mosquitto::start();
+    let devices = free_port();
+    let place = place(broker.port, devices);
+    let node = place.start();
+    mode_is(&node, "normal");
+    let (well, said) = escape(&place, &["enter"]);
+    assert!(well && said.contains("closed by an operator"), "{said}");
+    mode_is(&node, "island");
+    eventually(LONG, "the link is closed", || node.link("cloud") == "down");
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.publish("sensors/a", b"x").unwrap();
+    assert_eq!(node.ledger("upstream/cloud", "delivered"), 0);
+    // An operator's word outlives the process.
+    node.kill();
+    let node = place.start();
+    mode_is(&node, "island");
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("sensors/#").unwrap();
+    assert!(escape(&place, &["leave"]).0);
+    assert_eq!(cloud.receive(LONG).unwrap().unwrap(), ("sensors/a".to_owned(), b"x".to_vec()));
+    mode_is(&node, "normal");
+    let (well, said) = escape(&place, &["pin", "conserve", "--for", "2h"]);
+    assert!(well && said.contains("mode conserve") && said.contains("pinned by an operator for 7"), "{said}");
+    assert!(escape(&place, &["leave"]).0);
+    mode_is(&node, "normal");
+    for (words, part) in
+        [(&["pin", "conserve"][..], "--for"), (&["pin", "party", "--for", "2h"], "accepted are normal"), (&["hide"], "accepted are status")]
+    {
+        let (well, said) = escape(&place, words);
+        assert!(!well && said.contains(part), "{words:?}: {said}");
+    }
+    assert_eq!(node.terminate(), Some(0));
+}
