@@ -1,5 +1,7 @@
 //! One outage, one report: when, why, in which modes, and what became of the records meanwhile.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -44,6 +46,8 @@ pub struct Outage {
     number: u64,
     started: u64,
     causes: Vec<CauseSeen>,
+    /// The last cause of each upstream, listed or not.
+    latest: BTreeMap<String, String>,
     modes: Vec<(u64, Mode)>,
     not_listed: u64,
     restarts: u64,
@@ -55,7 +59,7 @@ impl Outage {
     #[must_use]
     pub fn began<'b>(number: u64, started: Timestamp, books: impl IntoIterator<Item = &'b LedgerRow>) -> Self {
         let books = books.into_iter().map(BookLine::of).collect();
-        Self { number, started: started.0, causes: Vec::new(), modes: Vec::new(), not_listed: 0, restarts: 0, books }
+        Self { number, started: started.0, causes: Vec::new(), latest: BTreeMap::new(), modes: Vec::new(), not_listed: 0, restarts: 0, books }
     }
 
     /// Which one it is.
@@ -71,10 +75,10 @@ impl Outage {
 
     /// A link is down for this reason. Says whether that was new.
     pub fn cause(&mut self, at: Timestamp, upstream: &str, cause: LinkCause, detail: &str) -> bool {
-        let last = self.causes.iter().rev().find(|c| c.upstream == upstream);
-        if last.is_some_and(|c| c.cause == cause.as_str()) {
+        if self.latest.get(upstream).is_some_and(|last| last == cause.as_str()) {
             return false;
         }
+        self.latest.insert(upstream.to_owned(), cause.as_str().to_owned());
         if self.causes.len() < LISTED {
             self.causes.push(CauseSeen { at: at.0, upstream: upstream.to_owned(), cause: cause.as_str().to_owned(), detail: detail.to_owned() });
         } else {
