@@ -17,7 +17,7 @@ use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Consumer, Hub, LaneRun};
-use crate::outbox::{DestinationId, LaneId};
+use crate::outbox::{DestinationId, LaneId, Peeker};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::time::{Clock, Monotonic};
 
@@ -35,8 +35,12 @@ const REFRESH: Duration = Duration::from_millis(250);
 const READ_RETRY: Duration = Duration::from_secs(1);
 /// A delay below this is the way of a live record, not worth a mark.
 const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
-/// Topics whose refusal has been logged; past it refusals are counted only.
-const REFUSED_TOPICS: usize = 256;
+/// Reasons of refusals that have been logged; past it refusals are counted only.
+const REFUSED_REASONS: usize = 256;
+/// Refusals that may wait to be set aside (the disk is slow or full); past it nothing is sent.
+const REFUSALS: usize = 256;
+/// Pause after a refused record could not be set aside.
+const SET_ASIDE_RETRY: Duration = Duration::from_secs(1);
 /// A record on which alone the link broke this many times in a row is suspected of breaking it.
 const SUSPECT_AFTER: u32 = 5;
 
@@ -88,6 +92,14 @@ pub struct LinkOrders {
     pub notice_follows: bool,
 }
 
+/// A record that the peer refuses for good.
+#[derive(Debug)]
+struct Refusal {
+    lane: LaneId,
+    sequence: u64,
+    reason: String,
+}
+
 /// A record that may be what breaks the link.
 #[derive(Debug, Clone, Copy)]
 struct Suspect {
@@ -132,7 +144,12 @@ pub struct Forwarder {
     /// The last read found nothing.
     caught_up: bool,
     suspect: Option<Suspect>,
-    refused_topics: HashSet<String>,
+    /// Refused for good and not yet set aside.
+    refusals: Vec<Refusal>,
+    /// When setting aside is tried again.
+    set_aside_at: Option<Monotonic>,
+    peekers: SmallVec<[(LaneId, Peeker); 2]>,
+    refused_reasons: HashSet<String>,
 
     /// What others ask of the link.
     orders: watch::Sender<LinkOrders>,
@@ -182,7 +199,10 @@ impl Forwarder {
             notice_until: None,
             caught_up: false,
             suspect: None,
-            refused_topics: HashSet::new(),
+            refusals: Vec::new(),
+            set_aside_at: None,
+            peekers: SmallVec::new(),
+            refused_reasons: HashSet::new(),
             orders,
             ordered,
             metrics,
@@ -301,8 +321,10 @@ impl Forwarder {
     async fn cycle(&mut self, stop: &mut Fut<'static, ()>) -> bool {
         let now = self.clock.monotonic();
         self.fill(now);
-        let wake =
-            [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.notice_until, self.link.deadline()].into_iter().flatten().min();
+        let wake = [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.notice_until, self.set_aside_at, self.link.deadline()]
+            .into_iter()
+            .flatten()
+            .min();
         let readable = (self.caught_up && self.may_send() > 0).then(|| self.consumer.readable());
         let driven = tokio::select! {
             biased;
@@ -314,6 +336,8 @@ impl Forwarder {
         };
         let now = self.clock.monotonic();
         self.settle(now);
+        self.set_aside(now).await;
+        self.resume();
         if let Err(failure) = driven {
             self.lost(failure).await;
         } else if self.window.oldest().is_some_and(|at| now.since(at) >= self.stall) {
@@ -327,7 +351,7 @@ impl Forwarder {
 
     /// How many publishes may be under way in this state.
     fn may_send(&self) -> usize {
-        if self.busy.is_some() || self.link.deadline().is_some() {
+        if self.busy.is_some() || self.link.deadline().is_some() || self.refusals.len() >= REFUSALS {
             return 0;
         }
         match self.link.state() {
@@ -444,7 +468,7 @@ impl Forwarder {
                     bytes += size as u64;
                 }
                 Err(UplinkOutcome::Refused(reason)) => {
-                    refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, (lane, sequence), topic, &reason);
+                    self.refusals.push(Refusal { lane, sequence, reason });
                 }
                 Err(UplinkOutcome::TryLater(reason)) => {
                     self.busy = Some(reason);
@@ -474,8 +498,7 @@ impl Forwarder {
                     }
                 }
                 UplinkOutcome::Refused(reason) => {
-                    let record = (publish.lane, publish.sequence);
-                    refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, record, "", &reason);
+                    self.refusals.push(Refusal { lane: publish.lane, sequence: publish.sequence, reason });
                 }
                 UplinkOutcome::TryLater(reason) => self.busy = Some(reason),
             }
@@ -492,18 +515,60 @@ impl Forwarder {
             self.metrics.in_flight(self.window.waiting());
             if let Some(Suspect { lane, sequence, left_out: true, .. }) = self.suspect {
                 let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
-                refuse(&self.consumer, &self.metrics, &self.status, &mut self.refused_topics, &self.name, (lane, sequence), "", &reason);
+                self.refusals.push(Refusal { lane, sequence, reason });
             }
             self.suspect = None;
             self.step(LinkEvent::Acknowledged, "");
         }
+    }
+
+    /// After a "not now": once all answers are in, what was not taken is read again, in order.
+    fn resume(&mut self) {
         if self.window.waiting() == 0
+            && self.refusals.is_empty()
             && let Some(reason) = self.busy.take()
         {
-            // All answers are in: what was not taken is read again, in order.
             self.consumer.rewind();
             self.caught_up = false;
             self.step(LinkEvent::Busy, &reason);
+        }
+    }
+
+    /// Puts what was refused into the quarantine. What cannot be put there stays where it is: it is tried again, here and, after a
+    /// restart or a reconnect, at the peer.
+    async fn set_aside(&mut self, now: Monotonic) {
+        if self.refusals.is_empty() || self.set_aside_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.set_aside_at = None;
+        for Refusal { lane, sequence, reason } in std::mem::take(&mut self.refusals) {
+            if self.set_aside_at.is_some() {
+                self.refusals.push(Refusal { lane, sequence, reason });
+                continue;
+            }
+            let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
+                Some(at) => at,
+                None => {
+                    self.peekers.push((lane, self.hub.outbox().peeker(lane)));
+                    self.peekers.len() - 1
+                }
+            };
+            if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, &self.name, &reason).await {
+                tracing::error!(upstream = %self.name, outbox.seq = sequence, %error, "a refused record cannot be set aside; trying again");
+                self.set_aside_at = Some(now.plus(SET_ASIDE_RETRY));
+                self.refusals.push(Refusal { lane, sequence, reason });
+                continue;
+            }
+            self.consumer.reject(lane, sequence, &reason);
+            self.metrics.refused.inc();
+            self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
+            if self.refused_reasons.len() < REFUSED_REASONS && self.refused_reasons.insert(reason.clone()) {
+                let lane = self.hub.outbox().lane_name(lane);
+                tracing::error!(
+                    upstream = %self.name, lane, outbox.seq = sequence, error = %reason,
+                    "record refused for good and set aside (`selvedge queue show`); further ones with this reason are counted only"
+                );
+            }
         }
     }
 
@@ -516,6 +581,8 @@ impl Forwarder {
     async fn hang_up(&mut self, event: LinkEvent, detail: &str) {
         self.uplink.disconnect().await;
         self.step(event, detail);
+        // What is not set aside yet is refused again.
+        self.refusals.clear();
         self.window.clear();
         self.metrics.in_flight(0);
         self.consumer.rewind();
@@ -546,7 +613,9 @@ impl Forwarder {
             let left = deadline.since(self.clock.monotonic());
             let driven = tokio::time::timeout(left, self.uplink.drive(&mut self.acks, false)).await;
             self.busy = None;
-            self.settle(self.clock.monotonic());
+            let now = self.clock.monotonic();
+            self.settle(now);
+            self.set_aside(now).await;
             if !matches!(driven, Ok(Ok(()))) {
                 break;
             }
@@ -608,34 +677,6 @@ impl Forwarder {
                 detail.clone_into(&mut view.detail);
             }
         });
-    }
-}
-
-/// Counts a record that the peer will not take; logs the first of each topic (or reason, where the topic is not known any more).
-#[allow(clippy::too_many_arguments)]
-fn refuse(
-    consumer: &Consumer,
-    metrics: &UpstreamMetrics,
-    status: &ForwarderStatus,
-    logged: &mut HashSet<String>,
-    upstream: &str,
-    (lane, sequence): (LaneId, u64),
-    topic: &str,
-    reason: &str,
-) {
-    consumer.reject(lane, sequence, reason);
-    metrics.refused.inc();
-    status.counts.refused.fetch_add(1, Ordering::Relaxed);
-    let key = if topic.is_empty() { reason } else { topic };
-    if logged.len() < REFUSED_TOPICS && !logged.contains(key) {
-        logged.insert(key.to_owned());
-        tracing::error!(
-            upstream,
-            mqtt.topic = topic,
-            outbox.seq = sequence,
-            error = reason,
-            "record refused for good; further ones like it are counted only"
-        );
     }
 }
 

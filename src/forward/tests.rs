@@ -1,6 +1,7 @@
 //! The forwarder against a scripted uplink. Time is tokio's paused time, so waits cost nothing and durations are exact.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::component::{Fut, LinkCause, LinkFailure, MemoryTables, PeerLimits, Tables as _, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::LinkState;
-use crate::hub::Hub;
+use crate::hub::{Hub, QUARANTINE, Release};
 use crate::message::Inbound;
 use crate::outbox::sim::SimStorage;
 use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig};
@@ -40,6 +41,7 @@ struct Sent {
     at: Duration,
     repeated: bool,
     marks: Vec<(String, String)>,
+    user: Vec<(String, String)>,
 }
 
 struct Peer {
@@ -58,6 +60,9 @@ struct Peer {
     receive_maximum: u16,
     /// No answer goes out before this.
     hold_until: Duration,
+    /// The peer breaks the connection when it meets this payload.
+    poison: Option<&'static str>,
+    poisoned: bool,
 }
 
 #[derive(Clone)]
@@ -78,6 +83,8 @@ impl Scripted {
             disconnects: 0,
             receive_maximum: u16::MAX,
             hold_until: Duration::ZERO,
+            poison: None,
+            poisoned: false,
         })))
     }
 
@@ -100,6 +107,7 @@ impl Uplink for Scripted {
             tokio::time::sleep(Duration::from_millis(1)).await;
             let mut peer = self.peer();
             peer.in_flight = 0;
+            peer.poisoned = false;
             peer.waiting.clear();
             let now = peer.start.elapsed();
             peer.connected_at.push(now);
@@ -122,10 +130,12 @@ impl Uplink for Scripted {
             at: peer.start.elapsed(),
             repeated: p.repeated,
             marks: p.marks.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            user: p.attributes.user.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
         if let Some(outcome) = (peer.answer)(&sent) {
             peer.waiting.push(UplinkAck { token: p.token, outcome });
         }
+        peer.poisoned |= peer.poison == Some(sent.payload.as_str());
         peer.sent.push(sent);
         peer.in_flight += 1;
         peer.most_in_flight = peer.most_in_flight.max(peer.in_flight);
@@ -142,7 +152,10 @@ impl Uplink for Scripted {
             tokio::time::sleep(wait).await;
             let ready = {
                 let mut peer = self.peer();
-                if peer.waiting.is_empty() {
+                if peer.poisoned {
+                    peer.waiting.clear();
+                    Some(Err(LinkFailure::new(LinkCause::PeerError, "protocol error")))
+                } else if peer.waiting.is_empty() {
                     peer.breaks.pop_front().map(Err)
                 } else {
                     peer.in_flight -= peer.waiting.len();
@@ -168,7 +181,7 @@ struct Rig {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     destination: DestinationId,
-    write: Mutex<Box<dyn FnMut() + Send>>,
+    write: Arc<Mutex<Box<dyn FnMut() + Send>>>,
 }
 
 impl Rig {
@@ -179,7 +192,7 @@ impl Rig {
         let config = OutboxConfig {
             dir: "/outbox".into(),
             node: "test".into(),
-            lanes: vec![lane],
+            lanes: vec![lane.clone(), LaneConfig { name: QUARANTINE.into(), ..lane }],
             segment_bytes: 1 << 20,
             cursor_interval: Duration::from_secs(1),
         };
@@ -191,7 +204,18 @@ impl Rig {
         let destination = hub.destination("upstream/cloud").unwrap();
         hub.bind(destination, "cloud", "#").unwrap();
         hub.bind(destination, "local", "#").unwrap();
-        Self { hub, clock, metrics: Metrics::new(), destination, write: Mutex::new(write) }
+        Self { hub, clock, metrics: Metrics::new(), destination, write: Arc::new(Mutex::new(write)) }
+    }
+
+    /// Writes on its own from now on, once in a millisecond of paused time.
+    fn keep_writing(&self) {
+        let write = self.write.clone();
+        tokio::spawn(async move {
+            loop {
+                (write.lock().unwrap())();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
     }
 
     fn accept(&self, pubsub: &str, topic: &str, numbers: std::ops::Range<u32>) {
@@ -375,15 +399,64 @@ async fn not_now_is_probed_with_back_off_on_the_same_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_record_is_counted_and_does_not_come_again() {
+async fn a_refused_record_is_set_aside_and_comes_again_only_when_it_is_released() {
     let rig = Rig::new().await;
+    rig.keep_writing();
     rig.accept("cloud", "t", 0..10);
-    let uplink =
-        Scripted::new(|sent| Some(if sent.payload == "4" { UplinkOutcome::Refused("not authorized".into()) } else { UplinkOutcome::Accepted }));
+    let refusing = Arc::new(AtomicBool::new(true));
+    let still = refusing.clone();
+    let uplink = Scripted::new(move |sent| {
+        let refused = sent.payload == "4" && still.load(Ordering::Relaxed);
+        Some(if refused { UplinkOutcome::Refused("not authorized".into()) } else { UplinkOutcome::Accepted })
+    });
     let (status, _stop, _task) = rig.start(rig.config(), &uplink);
     until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
     assert_eq!((status.snapshot().acknowledged, status.snapshot().refused), (9, 1));
     assert_eq!(uplink.payloads(), numbers(0..10));
+    let aside = rig.hub.quarantined(0, 10).await.unwrap();
+    let facts = ["upstream", "reason", "topic", "payload", "lane", "recordId"].map(|key| aside[0][key].as_str().unwrap());
+    assert_eq!(facts, ["cloud", "not authorized", "t", "4", "default", "test/1/default/5"]);
+    assert_eq!(aside.len(), 1);
+    // Tried too early it is set aside again; then it goes through, and carries nothing of its stay.
+    assert_eq!(rig.hub.release(None, Release::Retry).await, Ok(1));
+    until(|| status.snapshot().refused == 2).await;
+    refusing.store(false, Ordering::Relaxed);
+    let again = rig.hub.quarantined(0, 10).await.unwrap();
+    assert_eq!(rig.hub.release(Some(&[again[0]["number"].as_u64().unwrap()]), Release::Retry).await, Ok(1));
+    until(|| status.snapshot().acknowledged == 10).await;
+    assert!(rig.hub.quarantined(0, 10).await.unwrap().is_empty());
+    assert!(uplink.peer().sent.iter().all(|s| s.user.is_empty()));
+    for row in rig.hub.outbox().ledger() {
+        assert_eq!(row.accepted, row.delivered + row.expired + row.evicted + row.aggregated + row.queued, "{row:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_breaks_the_link_again_and_again_is_set_aside_and_the_others_arrive() {
+    let rig = Rig::new().await;
+    rig.keep_writing();
+    rig.accept("cloud", "t", 0..10);
+    let uplink = Scripted::accepting();
+    uplink.peer().poison = Some("4");
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
+    assert_eq!(status.snapshot().refused, 1);
+    let aside = rig.hub.quarantined(0, 10).await.unwrap();
+    assert_eq!((aside.len(), aside[0]["payload"].as_str()), (1, Some("4")));
+    assert!(aside[0]["reason"].as_str().unwrap().contains("broke"), "{aside:?}");
+    let mut arrived: Vec<String> = uplink.payloads();
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived, numbers(0..10));
+    // A peer that breaks on everything condemns nobody.
+    let rig = Rig::new().await;
+    rig.keep_writing();
+    rig.accept("cloud", "t", 0..3);
+    let uplink = Scripted::new(|_| None);
+    uplink.peer().breaks = (0..10).map(|_| LinkFailure::new(LinkCause::PeerError, "no")).collect();
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| uplink.peer().breaks.is_empty()).await;
+    assert_eq!((status.snapshot().refused, status.snapshot().queued), (0, 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,10 +7,12 @@
 //! A pub/sub is a name space of topics: `local`, and each upstream by its component's name.
 
 mod consumer;
+mod quarantine;
 mod retained;
 mod routing;
 
 pub use consumer::{Consumer, LaneRun};
+pub use quarantine::{QUARANTINE, Release};
 pub use retained::RetainedError;
 pub use routing::{LaneRule, LiveSink, LiveSubscription};
 use std::sync::{Arc, RwLock};
@@ -22,6 +24,7 @@ use crate::message::{Attributes, Inbound, Message};
 use crate::outbox::{DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
 use crate::time::Clock;
 use crate::topic::{self, TopicError};
+use quarantine::Quarantine;
 use retained::Retained;
 use routing::{LaneShare, Route, RouteCache, Routing};
 
@@ -56,6 +59,9 @@ pub enum HubError {
     /// The retained messages could not be read.
     #[error(transparent)]
     Retained(#[from] RetainedError),
+    /// The store has no room for the quarantine.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
 }
 
 /// What became of a batch.
@@ -114,6 +120,7 @@ struct Shared {
     routing: RwLock<Routing>,
     cache: RouteCache,
     retained: Retained,
+    quarantine: Option<Quarantine>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -131,7 +138,8 @@ impl Hub {
     pub async fn new(outbox: Outbox, lanes: Vec<LaneRule>, retained: Arc<dyn Table>, clock: Arc<dyn Clock>) -> Result<Self, HubError> {
         let lane = |name: &str| outbox.lane(name).ok_or_else(|| HubError::NoLane(name.to_owned()));
         let default = lane("default")?;
-        let mut shares: Vec<LaneShare> = outbox.lanes().into_iter().map(|(lane, _)| LaneShare { lane, weight: 1, strict: false }).collect();
+        let mut shares: Vec<LaneShare> =
+            outbox.lanes().into_iter().filter(|(_, name)| name != QUARANTINE).map(|(lane, _)| LaneShare { lane, weight: 1, strict: false }).collect();
         let mut rules = Vec::with_capacity(lanes.len());
         for rule in lanes {
             let id = lane(&rule.lane)?;
@@ -141,8 +149,16 @@ impl Hub {
             rules.push((id, rule.filters));
         }
         let retained = Retained::load(retained, clock).await?;
+        let quarantine = Quarantine::open(&outbox)?;
         Ok(Self {
-            shared: Arc::new(Shared { outbox, shares, routing: RwLock::new(Routing::new(rules, default)), cache: RouteCache::default(), retained }),
+            shared: Arc::new(Shared {
+                outbox,
+                shares,
+                routing: RwLock::new(Routing::new(rules, default)),
+                cache: RouteCache::default(),
+                retained,
+                quarantine,
+            }),
         })
     }
 

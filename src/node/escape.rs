@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::component::{Fut, LinkCause};
 use crate::escape::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation};
 use crate::forward::{ForwarderStatus, LinkOrders};
-use crate::hub::Hub;
+use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
 use crate::outbox::{DestinationId, LedgerRow};
@@ -318,7 +318,8 @@ impl Escape {
         let now = self.at.clock.monotonic();
         let disk_short = self.disk_short(now);
         let (mut used, mut quota) = (0u64, 0u64);
-        for lane in self.at.hub.outbox().status() {
+        // The node's own lanes have bounds of their own.
+        for lane in self.at.hub.outbox().status().into_iter().filter(|l| l.lane != NOTICES && l.lane != QUARANTINE) {
             used += lane.disk_bytes;
             quota = quota.saturating_add(lane.quota_bytes);
         }

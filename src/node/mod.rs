@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Table, Tables};
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus};
 use crate::hub::Hub;
-use crate::outbox::Outbox;
 use crate::outbox::storage::Storage;
 use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec, UpstreamRole};
 use crate::telemetry::Metrics;
@@ -140,7 +139,7 @@ pub struct NodeStatus {
     app_id: String,
     started: Timestamp,
     clock: Arc<dyn Clock>,
-    outbox: Option<Outbox>,
+    hub: Option<Hub>,
     upstreams: Vec<ForwarderStatus>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
@@ -163,6 +162,12 @@ impl NodeStatus {
     #[must_use]
     pub fn is_behind(&self, upstream: &str) -> Option<bool> {
         self.upstreams.iter().find(|u| u.snapshot().upstream == upstream).map(ForwarderStatus::is_behind)
+    }
+
+    /// The exchange; none on a node without a store.
+    #[must_use]
+    pub fn hub(&self) -> Option<&Hub> {
+        self.hub.as_ref()
     }
 
     /// The controller of the mode; none on a node without a store.
@@ -193,7 +198,7 @@ impl NodeStatus {
         if let Some(escape) = &self.escape {
             status["mode"] = escape.to_json();
         }
-        if let Some(outbox) = &self.outbox {
+        if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
             let lanes: Vec<_> = outbox
                 .status()
                 .into_iter()
@@ -290,7 +295,7 @@ impl Node {
             app_id: self.config.app_id.clone(),
             started: self.started,
             clock: self.host.clock.clone(),
-            outbox: self.hub.as_ref().map(|h| h.outbox().clone()),
+            hub: self.hub.clone(),
             upstreams: self.forwarders.iter().map(Forwarder::status).collect(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),

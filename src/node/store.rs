@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use super::{Host, NodeConfig, NodeError};
 use crate::component::Tables;
-use crate::hub::{Hub, LaneRule, NOTICES};
+use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE};
 use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, Resources};
 
 /// The lane that every node has.
 const DEFAULT_LANE: &str = "default";
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// Room for records that upstreams refuse; the oldest are given up for newer ones.
+const QUARANTINE_BYTES: u64 = 64 << 20;
 /// How long the node's own notices are worth telling.
 const NOTICES_TTL: Duration = Duration::from_secs(30 * 86_400);
 
@@ -68,6 +70,7 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
             });
         }
     }
+    lanes.push(LaneConfig { quota_bytes: QUARANTINE_BYTES, when_full: WhenFull::DropOldest, ..LaneConfig::new(QUARANTINE) });
     if resources.notices().is_some() {
         rules.push(LaneRule { lane: NOTICES.to_owned(), filters: Vec::new(), weight: 1, strict: true });
         lanes.push(LaneConfig {
@@ -128,9 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_sidecar_keeps_no_folder_and_every_other_node_has_a_default_lane() {
+    fn a_plain_sidecar_keeps_no_folder_and_every_other_node_has_a_default_lane_and_a_quarantine() {
         assert!(!needs_store(&Resources::default()));
         let (lanes, rules) = lanes(&Resources::default(), 5 << 20);
-        assert_eq!((lanes.len(), lanes[0].name.as_str(), lanes[0].quota_bytes, rules.len()), (1, "default", 5 << 20, 0));
+        assert_eq!((lanes.len(), lanes[1].name.as_str(), lanes[1].quota_bytes, rules.len()), (2, "default", 5 << 20, 0));
     }
 }

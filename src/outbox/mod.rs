@@ -14,6 +14,7 @@ mod codec;
 mod cursor;
 mod files;
 mod lane;
+mod peek;
 mod reader;
 mod recover;
 #[cfg(any(test, feature = "test-support"))]
@@ -35,6 +36,7 @@ use crate::time::Clock;
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
+pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
 pub use recover::Recovery;
 use storage::Storage;
@@ -452,6 +454,18 @@ impl Outbox {
         self.shared.lanes.iter().enumerate().map(|(i, cell)| (LaneId(i as u16), cell.lock().config.name.clone())).collect()
     }
 
+    /// A lane's name.
+    #[must_use]
+    pub fn lane_name(&self, lane: LaneId) -> String {
+        self.cell(lane).lock().config.name.clone()
+    }
+
+    /// Sequence of the record that the lane took last; 0 when it never took one.
+    #[must_use]
+    pub fn last_sequence(&self, lane: LaneId) -> u64 {
+        self.cell(lane).lock().next_sequence - 1
+    }
+
     /// A record's id as text: `node/epoch/lane/sequence`.
     #[must_use]
     pub fn record_id_text(&self, id: RecordId) -> String {
@@ -579,6 +593,24 @@ impl Outbox {
         }
     }
 
+    /// Resolves when the record stands in a file, synced or not.
+    ///
+    /// # Errors
+    /// When the lane cannot be written or the store was closed first.
+    pub fn written(&self, lane: LaneId, sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
+        let cell = self.cell(lane);
+        let name = cell.lock().config.name.clone();
+        let (mut written, mut progress) = (cell.written.subscribe(), cell.progress.subscribe());
+        async move {
+            let settled = tokio::select! {
+                biased;
+                _ = written.wait_for(|w| *w > sequence) => return Ok(()),
+                settled = progress.wait_for(|p| p.failure.is_some() || p.closed) => settled.map(|p| p.failure.clone()),
+            };
+            Err(settled.ok().flatten().map_or(OutboxError::Closed, |detail| OutboxError::Failed { lane: name, detail }))
+        }
+    }
+
     /// Resolves when the lane may take more after it said `Busy`.
     pub fn writable(&self, lane: LaneId) -> impl Future<Output = ()> + Send + 'static {
         let cell = self.cell(lane);
@@ -596,6 +628,12 @@ impl Outbox {
     #[must_use]
     pub fn reader(&self, destination: DestinationId, lane: LaneId) -> Reader {
         Reader::new(self.shared.clone(), destination, lane)
+    }
+
+    /// Reads single records of a lane again.
+    #[must_use]
+    pub fn peeker(&self, lane: LaneId) -> Peeker {
+        Peeker::new(self.shared.clone(), lane)
     }
 
     /// The books: a line for each lane and destination.

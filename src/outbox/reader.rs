@@ -16,10 +16,10 @@ const READ_BYTES: usize = 32 << 10;
 #[derive(Debug, Default)]
 pub struct Run {
     pub(super) buffer: Vec<u8>,
-    filled: usize,
-    bodies: Vec<(u32, u32)>,
-    epoch: u32,
-    lane: Option<LaneId>,
+    pub(super) filled: usize,
+    pub(super) bodies: Vec<(u32, u32)>,
+    pub(super) epoch: u32,
+    pub(super) lane: Option<LaneId>,
 }
 
 impl Run {
@@ -141,7 +141,8 @@ impl<'a> Record<'a> {
     }
 }
 
-type SegmentKey = (u64, u32, u32);
+/// A segment's base, the epoch and the attempt of its file.
+pub(super) type SegmentKey = (u64, u32, u32);
 
 /// Reads one destination's records from one lane.
 pub struct Reader {

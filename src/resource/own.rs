@@ -10,7 +10,7 @@ use super::spec::{
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
-use crate::hub::NOTICES;
+use crate::hub::{NOTICES, QUARANTINE};
 use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull};
 use crate::topic;
 use crate::units;
@@ -123,8 +123,8 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
         if !valid {
             findings.add(Severity::Error, line, &fields.key("name"), format!("found {text:?}; accepted are a-z, 0-9 and '-', at most 64"));
         }
-        if text == NOTICES {
-            findings.add(Severity::Error, line, &fields.key("name"), format!("{NOTICES:?} is the node's own lane; choose another name"));
+        if text == NOTICES || text == QUARANTINE {
+            findings.add(Severity::Error, line, &fields.key("name"), format!("{text:?} is a lane of the node itself; choose another name"));
         }
         valid.then_some(text)
     });

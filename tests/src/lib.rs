@@ -61,7 +61,7 @@ impl Drop for Guard {
 pub struct Mosquitto {
     /// Its port.
     pub port: u16,
-    _process: Guard,
+    process: Guard,
     _folder: tempfile::TempDir,
 }
 
@@ -72,16 +72,35 @@ impl Mosquitto {
     /// When there is no mosquitto on this machine.
     #[must_use]
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// Starts one with more lines in its configuration.
+    ///
+    /// # Panics
+    /// When there is no mosquitto on this machine.
+    #[must_use]
+    pub fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = folder.path().join("mosquitto.conf");
-        std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n")).unwrap();
+        let settings = format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n{more}");
+        std::fs::write(&config, settings).unwrap();
         let binary = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
         let binary = binary.expect("mosquitto is installed (tests/run does that)");
         let process = Command::new(binary).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let this = Self { port, _process: Guard(process), _folder: folder };
+        let this = Self { port, process: Guard(process), _folder: folder };
         eventually(Duration::from_secs(10), "mosquitto accepts", || accepts(port));
         this
+    }
+
+    /// Has it read its files again.
+    ///
+    /// # Panics
+    /// When it cannot be told.
+    pub fn reload(&self) {
+        let pid = self.process.0.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
     }
 }
 

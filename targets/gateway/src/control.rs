@@ -12,9 +12,9 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
-use crate::escape;
 use crate::flags::Flags;
 use crate::run::data_dir;
+use crate::{escape, queue};
 
 /// Longest question.
 const MAX_LINE: u64 = 1_024;
@@ -66,7 +66,8 @@ pub async fn serve(listener: UnixListener, status: NodeStatus) {
             let answer = match words.as_slice() {
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
-                _ => Err(format!("unknown question {:?}; accepted are status and escape ...", line.trim())),
+                ["queue", order @ ..] => queue::answer(status.hub(), order).await,
+                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ...", line.trim())),
             };
             let answer = answer.unwrap_or_else(|error| serde_json::json!({"error": error}));
             let _ = write.write_all(format!("{answer}\n").as_bytes()).await;
@@ -85,25 +86,32 @@ pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
     serde_json::from_str(&line).map_err(io::Error::other)
 }
 
-/// Asks the node of the flags' data folder and prints the answer as `show` puts it, or as JSON with `--json`. Exit code 1 when no node
-/// answers or it refuses.
-pub fn print(flags: &Flags, question: &str, show: impl FnOnce(&Value) -> String) -> ExitCode {
+/// Asks the node of the flags' data folder. Says on standard error what went wrong, and gives the exit code.
+pub fn ask_flags(flags: &Flags, question: &str) -> Result<Value, ExitCode> {
     let dir = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
     match ask(&dir, question) {
         Ok(answer) => match answer["error"].as_str() {
             Some(error) => {
                 eprintln!("selvedge: {error}");
-                ExitCode::FAILURE
+                Err(ExitCode::FAILURE)
             }
-            None => {
-                let text = if flags.switch("json", false) { format!("{answer:#}") } else { show(&answer) };
-                println!("{text}");
-                ExitCode::SUCCESS
-            }
+            None => Ok(answer),
         },
         Err(error) => {
             eprintln!("selvedge: no node answers at {}: {error}; is it running with this --data-dir?", path(&dir).display());
-            ExitCode::FAILURE
+            Err(ExitCode::FAILURE)
         }
+    }
+}
+
+/// Asks, and prints the answer as `show` puts it, or as JSON with `--json`.
+pub fn print(flags: &Flags, question: &str, show: impl FnOnce(&Value) -> String) -> ExitCode {
+    match ask_flags(flags, question) {
+        Ok(answer) => {
+            let text = if flags.switch("json", false) { format!("{answer:#}") } else { show(&answer) };
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
     }
 }

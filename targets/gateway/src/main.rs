@@ -8,6 +8,7 @@ mod control;
 mod demo;
 mod escape;
 mod flags;
+mod queue;
 mod run;
 mod serve_api;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::demo(&flags),
         Some("check") => check::check(&flags),
         Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
+        Some("queue") => queue::queue(&flags),
         Some("escape") => escape::escape(&flags),
         Some("version") => {
             println!("{}", env!("CARGO_PKG_VERSION"));
@@ -45,7 +47,9 @@ fn main() -> ExitCode {
             help();
             Ok(ExitCode::SUCCESS)
         }
-        Some(other) => Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, escape, version, help"))),
+        Some(other) => {
+            Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, queue, escape, version, help")))
+        }
     };
     result.unwrap_or_else(|error| {
         eprintln!("selvedge: {error}");
@@ -63,6 +67,8 @@ fn help() {
          an outage, a kill and the books, in about a minute\n\
          selvedge check DIR...       check folders of YAML strictly, start nothing\n\
          selvedge status             what the node of this data directory is doing, as JSON\n\
+         selvedge queue [ls|show [NUMBER]|export|retry NUMBER...|purge NUMBER...]\n                            \
+         what waits; what upstreams refused: show it, as JSON lines, try it again, drop it\n\
          selvedge escape [status|enter|leave|pin [MODE] --for TIME|report]\n                            \
          the mode of the box: show it, close all links, open them, set it, past outages\n\
          selvedge version\n\n\
