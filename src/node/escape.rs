@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::tombstones::{self, Ranges, Told};
 use crate::component::{Fut, LinkCause};
-use crate::escape::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation};
+use crate::escape::{LinkSight, LinkState, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation};
 use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
@@ -35,6 +36,10 @@ const DISK_LOOK: Duration = Duration::from_secs(5);
 const SAVE: Duration = Duration::from_secs(600);
 /// Reports that are kept to be shown.
 const REPORTS: usize = 10;
+/// Losses are gathered for this long while a link stands.
+const TELL: Duration = Duration::from_secs(10);
+/// Damaged files that are named.
+const DAMAGED: usize = 64;
 /// Orders that may wait.
 const ORDERS: usize = 8;
 /// Longest pin.
@@ -124,6 +129,13 @@ pub(super) struct Watched {
     pub orders: watch::Sender<LinkOrders>,
 }
 
+impl Watched {
+    /// The peer has proved that it takes records.
+    fn stands(&self) -> bool {
+        matches!(self.status.state(), LinkState::Up | LinkState::Draining)
+    }
+}
+
 /// What the controller works on.
 pub(super) struct Surroundings {
     pub node: String,
@@ -136,6 +148,8 @@ pub(super) struct Surroundings {
     pub disk_free: DiskFloor,
     /// Topic of notices upstream.
     pub notices: Option<String>,
+    /// Files that were set aside when the store was opened.
+    pub set_aside: Vec<PathBuf>,
     /// Whether there is a pub/sub `local` to tell the mode to.
     pub local: bool,
 }
@@ -149,6 +163,9 @@ struct Kept {
     outages: u64,
     outage: Option<Outage>,
     reports: VecDeque<Value>,
+    told: Told,
+    /// Files that were set aside when the store was opened, still to be told.
+    damaged: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -188,6 +205,8 @@ pub(super) struct Escape {
     machine: ModeMachine,
     kept: Kept,
     saved_at: Monotonic,
+    ranges: Ranges,
+    told_at: Option<Monotonic>,
     /// The books when the last link was lost: an outage is known to be one only some seconds later.
     books_at_loss: Option<Vec<LedgerRow>>,
     disk: Option<(Monotonic, bool)>,
@@ -214,13 +233,30 @@ impl Escape {
         if let Some(outage) = &mut kept.outage {
             outage.restarted();
         }
+        let room = DAMAGED.saturating_sub(kept.damaged.len());
+        kept.damaged.extend(at.set_aside.iter().take(room).map(|p| p.display().to_string()));
+        for upstream in &at.upstreams {
+            at.hub.outbox().watch_losses(upstream.destination);
+        }
         let machine = ModeMachine::new(at.modes, kept.mode, now);
         let since = kept.mode.map_or(wall, |_| Timestamp(kept.mode_since));
         let (view, seen) = watch::channel(ModeView { mode: machine.mode(), since, cause: None, fenced: machine.is_fenced(), pinned_seconds: None });
         let (give, orders) = mpsc::channel(ORDERS);
         let meters = Meters::register(metrics);
         meters.show(machine.mode());
-        let this = Self { at, machine, kept, saved_at: now, books_at_loss: None, disk: None, meters, view, orders };
+        let this = Self {
+            at,
+            machine,
+            kept,
+            saved_at: now,
+            ranges: Ranges::default(),
+            told_at: None,
+            books_at_loss: None,
+            disk: None,
+            meters,
+            view,
+            orders,
+        };
         this.order_links();
         (this, EscapeHandle { view: seen, orders: give })
     }
@@ -263,6 +299,7 @@ impl Escape {
         tracing::warn!(order = ?event, "an operator steers the escape mode");
         let actions = self.machine.step(self.at.clock.monotonic(), event);
         self.act(actions).await;
+        self.order_links();
         self.save();
         self.refresh_view();
         self.view.borrow().to_json()
@@ -342,8 +379,10 @@ impl Escape {
         }
         self.act(actions).await;
         self.note_causes();
+        let told = self.tell_losses(now).await;
+        self.order_links();
         self.refresh_view();
-        if changed || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
+        if changed || told || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
             self.save();
         }
     }
@@ -388,19 +427,78 @@ impl Escape {
                     self.kept.outage = Some(outage);
                 }
                 ModeAction::OutageEnded => self.outage_ended().await,
+                // Told to the links with everything else.
                 ModeAction::Fence(_) => {}
             }
         }
-        self.order_links();
     }
 
     /// Tells the forwarders what the controller asks of their links.
     fn order_links(&self) {
-        let notice_follows = self.kept.outage.is_some() && self.at.notices.is_some();
+        let books = self.books();
         for upstream in &self.at.upstreams {
-            let orders = LinkOrders { closed: self.machine.is_fenced(), notice_follows: notice_follows && !upstream.secondary };
+            let name = super::upstream_destination(upstream.status.upstream());
+            let news = (self.kept.outage.is_some() && !upstream.secondary)
+                || !self.kept.damaged.is_empty()
+                || books.iter().any(|row| row.destination == name && tombstones::is_untold(&self.kept.told, row));
+            let orders = LinkOrders { closed: self.machine.is_fenced(), notice_follows: news && self.at.notices.is_some() && !upstream.stands() };
             upstream.orders.send_if_modified(|o| std::mem::replace(o, orders) != orders);
         }
+    }
+
+    /// Every loss leaves a tombstone for its upstream: before the backlog when the link has just come up, else gathered for some seconds.
+    /// Returns whether anything was told.
+    async fn tell_losses(&mut self, now: Monotonic) -> bool {
+        let Some(topic) = self.at.notices.clone() else { return false };
+        for upstream in &self.at.upstreams {
+            self.ranges.gather(self.at.hub.outbox(), upstream.destination);
+        }
+        let due = self.told_at.is_none_or(|at| now.since(at) >= TELL);
+        let books = self.books();
+        let mut told = false;
+        for upstream in &self.at.upstreams {
+            let awaited = upstream.orders.borrow().notice_follows;
+            if !upstream.stands() || !(awaited || due) {
+                continue;
+            }
+            let name = super::upstream_destination(upstream.status.upstream());
+            for row in books.iter().filter(|row| row.destination == name) {
+                if !tombstones::is_untold(&self.kept.told, row) {
+                    continue;
+                }
+                for stone in self.ranges.tombstones(&self.kept.told, &self.at.node, upstream.destination, row) {
+                    if let Err(error) = self.at.hub.notice(&[upstream.destination], &format!("{topic}/tombstone"), stone.to_string().as_bytes()).await
+                    {
+                        tracing::warn!(%error, "a tombstone could not be stored; its range is told without details later");
+                        return told;
+                    }
+                }
+                tombstones::tell(&mut self.kept.told, row);
+                told = true;
+            }
+        }
+        told |= self.tell_damage(&topic).await;
+        if told {
+            self.told_at = Some(now);
+        }
+        told
+    }
+
+    /// Files of the store that were set aside are told to the first upstream that stands.
+    async fn tell_damage(&mut self, topic: &str) -> bool {
+        let Some(upstream) = self.at.upstreams.iter().find(|u| u.stands() && !u.secondary) else { return false };
+        if self.kept.damaged.is_empty() {
+            return false;
+        }
+        let alarm = json!({
+            "kind": "alarm", "alarm": "store-damaged", "node": self.at.node, "at": self.at.clock.now().to_rfc3339(), "setAside": self.kept.damaged,
+        });
+        if let Err(error) = self.at.hub.notice(&[upstream.destination], &format!("{topic}/alarm"), alarm.to_string().as_bytes()).await {
+            tracing::warn!(%error, "an alarm could not be stored; it is tried again");
+            return false;
+        }
+        self.kept.damaged.clear();
+        true
     }
 
     async fn changed(&mut self, from: Mode, to: Mode) {

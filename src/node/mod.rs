@@ -9,6 +9,7 @@ mod escape;
 mod inbound;
 mod readings;
 mod store;
+mod tombstones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -243,9 +244,9 @@ impl Node {
         if let Some(text) = &config.resources.duplicate_components {
             return Err(NodeError::Duplicates(text.clone()));
         }
-        let (hub, tables) = match store::open(&config, &host).await? {
-            Some((hub, tables)) => (Some(hub), Some(tables)),
-            None => (None, None),
+        let (hub, tables, set_aside) = match store::open(&config, &host).await? {
+            Some(store) => (Some(store.hub), Some(store.tables), store.set_aside),
+            None => (None, None, Vec::new()),
         };
         let mut components = components::build(&config, &host, hub.as_ref()).await?;
         if let Some(hub) = &hub
@@ -258,7 +259,7 @@ impl Node {
             Some(hub) => routes(&config, &host, hub, &components)?,
             None => (Vec::new(), Vec::new()),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components, set_aside));
         let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
         let readings = readings(&components, hub.as_ref(), &outboxed, escape.as_ref().map(|(_, handle)| handle))?;
         let mut listeners = Vec::new();
@@ -426,7 +427,14 @@ fn readings(
 }
 
 /// The controller of the mode.
-fn escape(config: &NodeConfig, host: &Host, hub: &Hub, forwarders: &[Forwarder], components: &Components) -> (escape::Escape, EscapeHandle) {
+fn escape(
+    config: &NodeConfig,
+    host: &Host,
+    hub: &Hub,
+    forwarders: &[Forwarder],
+    components: &Components,
+    set_aside: Vec<PathBuf>,
+) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let secondary = |name: &str| policy.is_some_and(|p| p.upstreams.iter().any(|u| u.component == name && u.role == UpstreamRole::Secondary));
     let upstreams = forwarders
@@ -440,6 +448,7 @@ fn escape(config: &NodeConfig, host: &Host, hub: &Hub, forwarders: &[Forwarder],
     let surroundings = escape::Surroundings {
         notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
         node,
+        set_aside,
         dir: config.data_dir.clone(),
         hub: hub.clone(),
         storage: host.storage.clone(),

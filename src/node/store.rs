@@ -1,6 +1,6 @@
 //! The node's folder: its id, its store, its tables.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,8 +92,16 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
     (lanes, rules)
 }
 
+/// An open store.
+pub(super) struct Store {
+    pub hub: Hub,
+    pub tables: Arc<dyn Tables>,
+    /// Files that were damaged, by their new names.
+    pub set_aside: Vec<PathBuf>,
+}
+
 /// Opens the store if anything needs it.
-pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<(Hub, Arc<dyn Tables>)>, NodeError> {
+pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Store>, NodeError> {
     if !needs_store(&config.resources) {
         return Ok(None);
     }
@@ -115,7 +123,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<(Hub
     let tables = (host.open_tables)(dir.clone(), host.metrics.clone()).await.map_err(fail)?;
     let retained = tables.open("retained").await.map_err(|e| fail(e.to_string()))?;
     let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
-    Ok(Some((hub, tables)))
+    Ok(Some(Store { hub, tables, set_aside: recovery.set_aside }))
 }
 
 #[cfg(test)]

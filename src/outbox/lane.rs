@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::codec::{self, AcceptedBefore};
 use super::cursor::{Cursor, End};
+use super::loss::{Loss, LossReason, Losses};
 use super::storage::StoredFile;
 use super::{DestinationId, LaneConfig, NewRecord, OutboxError, WhenFull};
 use crate::time::Timestamp;
@@ -83,6 +84,7 @@ pub(crate) struct Lane {
     pub accepted_bytes: u64,
     /// Bytes that may be used at most while the disk is short.
     pub cap: Option<u64>,
+    pub losses: Losses,
 }
 
 impl Lane {
@@ -104,6 +106,7 @@ impl Lane {
             corrupt_records: 0,
             accepted_bytes: 0,
             cap: None,
+            losses: Losses::default(),
         }
     }
 
@@ -147,6 +150,7 @@ impl Lane {
         if dropped {
             for d in record.destinations {
                 self.places.entry(*d).or_default().dropped += 1;
+                self.losses.note(*d, LossReason::Newest, Loss::one(sequence, now));
             }
             return Ok(sequence);
         }
@@ -227,10 +231,14 @@ impl Lane {
 
     fn drop_front(&mut self, how: End) {
         let end = self.segment_end(0);
+        let reason = if how == End::Expired { LossReason::Expired } else { LossReason::Quota };
+        let begun = self.segments.front().map(|s| (s.base, s.created)).unwrap_or_default();
+        let last = self.segments.get(1).map_or(begun.1, |next| next.created);
         let through: Vec<(DestinationId, u64)> = self.places.keys().map(|d| (*d, self.accepted_through(0, *d))).collect();
         for (d, accepted) in through {
             if let Some(place) = self.places.get_mut(&d) {
-                place.cursor.drop_before(end, accepted, how);
+                let count = place.cursor.drop_before(end, accepted, how);
+                self.losses.note(d, reason, Loss { count, sequences: (begun.0, end.saturating_sub(1)), times: (begun.1, last) });
             }
         }
         if let Some(gone) = self.segments.pop_front() {
@@ -261,12 +269,23 @@ impl Lane {
     pub fn skip_corrupt(&mut self, at: usize, destination: DestinationId) -> u64 {
         let end = self.segment_end(at);
         let accepted = self.accepted_through(at, destination);
-        if let Some(segment) = self.segments.get_mut(at) {
+        let created = self.segments.get_mut(at).map_or_else(Timestamp::default, |segment| {
             segment.corrupt = true;
-        }
-        let lost = self.places.get_mut(&destination).map_or(0, |place| place.cursor.skip_to(end, accepted));
+            segment.created
+        });
+        let Some(place) = self.places.get_mut(&destination) else { return 0 };
+        let from = place.cursor.next();
+        let lost = place.cursor.skip_to(end, accepted);
+        self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (from, end.saturating_sub(1)), times: (created, created) });
         self.corrupt_records += lost;
         lost
+    }
+
+    /// Records whose life was over when they were read.
+    pub fn note_expired(&mut self, destination: DestinationId, expired: Option<Loss>) {
+        if let Some(expired) = expired {
+            self.losses.note(destination, LossReason::Expired, expired);
+        }
     }
 
     /// Header entries for a segment that begins with `chunk`.

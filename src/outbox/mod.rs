@@ -14,6 +14,7 @@ mod codec;
 mod cursor;
 mod files;
 mod lane;
+mod loss;
 mod peek;
 mod reader;
 mod recover;
@@ -36,6 +37,7 @@ use crate::time::Clock;
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
+pub use loss::{Loss, LossReason};
 pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
 pub use recover::Recovery;
@@ -658,6 +660,25 @@ impl Outbox {
             }
         }
         rows
+    }
+
+    /// From now on the losses of this destination are noted for [`take_losses`](Self::take_losses).
+    pub fn watch_losses(&self, destination: DestinationId) {
+        for cell in &self.shared.lanes {
+            cell.lock().losses.watch(destination);
+        }
+    }
+
+    /// What the destination has lost since the last call, by lane. Kept in memory only: the ledger is what counts.
+    #[must_use]
+    pub fn take_losses(&self, destination: DestinationId) -> Vec<(String, LossReason, Loss)> {
+        let mut all = Vec::new();
+        for cell in &self.shared.lanes {
+            let mut lane = cell.lock();
+            let taken = lane.losses.take(destination);
+            all.extend(taken.into_iter().map(|(reason, loss)| (lane.config.name.clone(), reason, loss)));
+        }
+        all
     }
 
     /// The lanes as operators see them.

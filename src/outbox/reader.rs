@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::codec::{self, Broken, RawRecord};
 use super::cursor::Cursor;
+use super::loss::{Loss, LossReason};
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
@@ -49,7 +50,7 @@ impl Run {
     }
 
     /// Takes up to `max_records` of the destination out of the buffer and notes them as handed out; those whose life is over are
-    /// counted and left out. Returns how many bytes that took.
+    /// counted and left out. Returns how many bytes that took, and what was left out.
     fn hand_out(
         &mut self,
         cursor: &mut Cursor,
@@ -58,8 +59,8 @@ impl Run {
         largest: usize,
         now: Timestamp,
         ttl: Option<Duration>,
-    ) -> usize {
-        let mut at = 0;
+    ) -> (usize, Option<Loss>) {
+        let (mut at, mut expired) = (0, None::<Loss>);
         while at < self.filled && self.bodies.len() < max_records {
             let Ok((record, length)) = codec::decode_record(&self.buffer[at..self.filled], largest) else { break };
             let sequence = record.sequence;
@@ -70,6 +71,11 @@ impl Run {
                     if cursor.hand_out(sequence) {
                         if over {
                             cursor.finish(sequence, End::Expired);
+                            let one = Loss::one(sequence, record.accepted_at);
+                            expired = Some(expired.map_or(one, |mut all| {
+                                all.merge(one);
+                                all
+                            }));
                         } else {
                             self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
                         }
@@ -80,7 +86,7 @@ impl Run {
             }
             at += length;
         }
-        at
+        (at, expired)
     }
 }
 
@@ -201,7 +207,9 @@ impl Reader {
                     // What stood before is gone; normally nothing of this destination was left in it.
                     let (base, accepted) = (lane.segments[at].base, lane.segments[at].accepted_before.get(&self.destination).copied().unwrap_or(0));
                     if let Some(place) = lane.places.get_mut(&self.destination) {
-                        place.cursor.skip_to(base, accepted);
+                        let count = place.cursor.skip_to(base, accepted);
+                        let now = self.shared.clock.now();
+                        lane.losses.note(self.destination, LossReason::Damaged, Loss { count, sequences: (next, base - 1), times: (now, now) });
                     }
                     continue;
                 }
@@ -252,8 +260,9 @@ impl Reader {
             }
             run.epoch = key.1;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
-            let at = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             let next = place.cursor.next();
+            lane.note_expired(self.destination, expired);
             drop(lane);
             self.place = Some((key, offset + at as u64, next));
             if !run.bodies.is_empty() {
@@ -294,7 +303,8 @@ impl Reader {
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
             run.epoch = self.shared.epoch;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
-            let at = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            lane.note_expired(self.destination, expired);
             self.tail = Some((first, offset + at));
             if !run.bodies.is_empty() || at == 0 {
                 return Some(run.bodies.len());
@@ -327,10 +337,19 @@ impl Reader {
     fn finish(&self, sequences: &[u64], how: End) {
         let mut lane = self.lock();
         let Some(place) = lane.places.get_mut(&self.destination) else { return };
+        let mut refused = Vec::new();
         for sequence in sequences {
-            place.cursor.finish(*sequence, how);
+            if place.cursor.finish(*sequence, how) && how == End::Evicted {
+                refused.push(*sequence);
+            }
         }
         let low = place.cursor.low();
+        if !refused.is_empty() {
+            let now = self.shared.clock.now();
+            for sequence in refused {
+                lane.losses.note(self.destination, LossReason::Refused, Loss::one(sequence, now));
+            }
+        }
         let trim = lane.segments.get(1).is_some_and(|next| low >= next.base);
         drop(lane);
         if trim {

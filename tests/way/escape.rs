@@ -163,3 +163,85 @@ fn an_operator_closes_and_opens_the_links_and_pins_the_mode() {
     }
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn what_is_lost_leaves_tombstones_that_add_up_with_what_arrives_even_over_a_kill() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    let devices = free_port();
+    let place = Place::new(&format!(
+        r##"
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: cloud}}
+spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {{name: devices}}
+spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["#"], to: [cloud]}}]
+  lanes:
+    - {{name: short, match: ["short/#"], ttl: 1s}}
+    - {{name: small, match: ["small/#"], quota: 1MiB, onFull: drop-oldest}}
+"##,
+        proxy.port
+    ));
+    let node = place.start();
+    eventually(LONG, "the link is up", || node.link("cloud") == "up");
+    proxy.set(Fault::Refuse);
+    eventually(LONG, "the link is down", || node.link("cloud") == "down");
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    let payload = vec![b'x'; 2_000];
+    let mut batches = |device: &mut Client, n: usize| {
+        for batch in 0..n {
+            let messages: Vec<(&str, Vec<u8>)> = (0..20).map(|i| (if i == 0 { "short/a" } else { "small/a" }, payload.clone())).collect();
+            let ids = device.send(&messages).unwrap();
+            for _ in &ids {
+                device.acknowledged(LONG).unwrap().unwrap_or_else(|| panic!("batch {batch} is acknowledged"));
+            }
+        }
+    };
+    batches(&mut device, 40);
+    assert!(node.ledger("upstream/cloud", "evicted") > 0);
+    // The process dies: the ranges are forgotten, their number is not.
+    drop(device);
+    node.kill();
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    batches(&mut device, 40);
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("#").unwrap();
+    // All of `short` has outlived its second by now.
+    proxy.set(Fault::None);
+    let (mut stones, mut arrived, mut before_stone) = (Vec::<Value>::new(), 0, 0);
+    let told = |stones: &[Value], key: &str| stones.iter().map(|s| s["totals"][key].as_u64().unwrap()).max().unwrap_or_default();
+    loop {
+        let Some((topic, payload)) = cloud.receive(Duration::from_millis(500)).unwrap() else {
+            let all_told = ["expired", "evicted"].iter().all(|key| told(&stones, key) == node.ledger("upstream/cloud", key));
+            if node.ledger("upstream/cloud", "queued") == 0 && all_told {
+                break;
+            }
+            continue;
+        };
+        if topic.ends_with("/tombstone") {
+            stones.push(serde_json::from_slice(&payload).unwrap());
+        } else if topic == "small/a" || topic == "short/a" {
+            arrived += 1;
+            before_stone += u64::from(stones.is_empty());
+        }
+    }
+    assert!(before_stone <= 1, "{before_stone} records came before the first tombstone");
+    let count = |lane: &str| stones.iter().filter(|s| s["lane"] == lane).map(|s| s["count"].as_u64().unwrap()).sum::<u64>();
+    let lost = count("small") + count("short");
+    assert_eq!(lost + arrived, 1_600, "accepted = arrived + lost: {stones:#?}");
+    assert_eq!(lost, node.ledger("upstream/cloud", "evicted") + node.ledger("upstream/cloud", "expired"));
+    assert!(stones.iter().any(|s| s["reason"] == "quota" && s["sequences"][1].as_u64() > s["sequences"][0].as_u64()), "{stones:#?}");
+    assert!(stones.iter().any(|s| s["reason"] == "expired" && s["lane"] == "short"), "{stones:#?}");
+    assert_eq!(node.terminate(), Some(0));
+}
