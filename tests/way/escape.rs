@@ -198,7 +198,7 @@ spec:
     eventually(LONG, "the link is down", || node.link("cloud") == "down");
     let mut device = Client::connect(devices, "d", true).unwrap();
     let payload = vec![b'x'; 2_000];
-    let mut batches = |device: &mut Client, n: usize| {
+    let batches = |device: &mut Client, n: usize| {
         for batch in 0..n {
             let messages: Vec<(&str, Vec<u8>)> = (0..20).map(|i| (if i == 0 { "short/a" } else { "small/a" }, payload.clone())).collect();
             let ids = device.send(&messages).unwrap();
