@@ -2,6 +2,7 @@
 //! act on them.
 
 mod backoff;
+mod handover;
 mod link;
 mod mode;
 mod outage;
@@ -9,6 +10,7 @@ mod outage;
 mod tests;
 
 pub use backoff::{Backoff, BackoffConfig, SplitMix};
+pub use handover::{Handover, HandoverOrders, HandoverSight};
 pub use link::{LinkAction, LinkActions, LinkConfig, LinkEvent, LinkMachine, LinkState};
 pub use mode::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, SavedMode, Situation};
 pub use outage::Outage;

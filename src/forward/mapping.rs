@@ -4,7 +4,7 @@ use crate::resource::RouteSpec;
 use crate::topic;
 
 /// Maps topics of one upstream's records.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Mapping {
     upstream: String,
     routes: Vec<RouteSpec>,

@@ -9,6 +9,7 @@
 //! Promises: records of one lane leave in order, so each topic is in order on one connection; after a loss, sending starts again at
 //! the lowest record that is not acknowledged, so a record is repeated only when its acknowledgement was lost with the link.
 
+mod feed;
 mod mapping;
 mod marks;
 mod metrics;
@@ -20,5 +21,5 @@ mod tests;
 mod window;
 
 pub use metrics::ForwardMetrics;
-pub use run::{Forwarder, ForwarderConfig, LinkOrders, NOTICE_WAIT};
+pub use run::{Forwarder, ForwarderConfig, LinkOrders, NOTICE_WAIT, StandIn};
 pub use status::{ForwarderSnapshot, ForwarderStatus};

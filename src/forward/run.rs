@@ -8,6 +8,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
+use super::feed::{Feed, Origin};
 use super::mapping::Mapping;
 use super::marks::Marks;
 use super::metrics::{ForwardMetrics, UpstreamMetrics};
@@ -16,7 +17,7 @@ use super::status::{ForwarderStatus, LinkView};
 use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
-use crate::hub::{Consumer, Hub, LaneRun};
+use crate::hub::{Hub, LaneRun};
 use crate::outbox::{DestinationId, LaneId, Peeker};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::time::{Clock, Monotonic};
@@ -63,6 +64,23 @@ pub struct ForwarderConfig {
     pub link: LinkConfig,
     /// Seed of the jitter; `None` draws one.
     pub seed: Option<u64>,
+    /// Lanes that another upstream may take over; most often none.
+    pub lends: Vec<LaneId>,
+    /// Primaries whose lanes this upstream takes over when it is told to; at most 32.
+    pub stands_in_for: Vec<StandIn>,
+}
+
+/// What a secondary upstream takes over of a primary.
+#[derive(Debug, Clone)]
+pub struct StandIn {
+    /// The primary's component name.
+    pub name: String,
+    /// Its destination.
+    pub destination: DestinationId,
+    /// Routes that lead to it: topics at the secondary are the same.
+    pub routes: Vec<RouteSpec>,
+    /// The lanes.
+    pub lanes: Vec<LaneId>,
 }
 
 impl ForwarderConfig {
@@ -79,6 +97,8 @@ impl ForwarderConfig {
             window: 512,
             link: LinkConfig::default(),
             seed: None,
+            lends: Vec::new(),
+            stands_in_for: Vec::new(),
         }
     }
 }
@@ -90,12 +110,16 @@ pub struct LinkOrders {
     pub closed: bool,
     /// Once the peer takes records, a notice will be stored that goes before the backlog: wait for it, [`NOTICE_WAIT`] at most.
     pub notice_follows: bool,
+    /// Leave the lanes that may be lent to another upstream.
+    pub lent: bool,
+    /// Take over the lanes of these primaries (bit by place in [`ForwarderConfig::stands_in_for`]).
+    pub borrow: u32,
 }
 
 /// A record that the peer refuses for good.
 #[derive(Debug)]
 struct Refusal {
-    lane: LaneId,
+    origin: Origin,
     sequence: u64,
     reason: String,
 }
@@ -103,7 +127,7 @@ struct Refusal {
 /// A record that may be what breaks the link.
 #[derive(Debug, Clone, Copy)]
 struct Suspect {
-    lane: LaneId,
+    origin: Origin,
     sequence: u64,
     breaks: u32,
     /// It was left out on this connection, to see whether the next record goes through.
@@ -125,16 +149,19 @@ pub struct Forwarder {
     link: LinkMachine,
     connecting: bool,
     limits: PeerLimits,
-    consumer: Consumer,
+    feed: Feed,
+    /// The source whose lanes others may take over.
+    lendable: Option<u8>,
+    /// Sources of primaries, closed unless this upstream stands in for them; the bit of each in [`LinkOrders::borrow`] is its place.
+    borrowed: SmallVec<[u8; 1]>,
     run: LaneRun,
-    mapping: Mapping,
     marks: Marks,
     window: Window,
     pace: Pace,
     acks: Vec<UplinkAck>,
-    done: SmallVec<[(LaneId, Vec<u64>); 4]>,
+    done: SmallVec<[(Origin, Vec<u64>); 4]>,
     /// Highest sequence sent per lane: what is at or below it may have arrived.
-    sent_upto: SmallVec<[(LaneId, u64); 4]>,
+    sent_upto: SmallVec<[(Origin, u64); 4]>,
     /// The peer said "not now": nothing is sent until all answers are in.
     busy: Option<String>,
     /// Nothing is sent before this time: jitter of a drain, pace, a lane that could not be read.
@@ -174,13 +201,25 @@ impl Forwarder {
         let (status, view) = ForwarderStatus::new(&config.name, clock.now());
         let metrics = metrics.of(&config.name);
         let (orders, ordered) = watch::channel(LinkOrders::default());
+        let mut feed = Feed::default();
+        let own = Mapping::new(&config.name, config.routes);
+        let lent = config.lends.clone();
+        feed.add(&config.name, hub.consumer_of(config.destination, |lane| !lent.contains(&lane)), own.clone(), true);
+        let lendable =
+            (!lent.is_empty()).then(|| feed.add(&config.name, hub.consumer_of(config.destination, |lane| lent.contains(&lane)), own, true));
+        let borrowed = config
+            .stands_in_for
+            .into_iter()
+            .map(|p| feed.add(&p.name, hub.consumer_of(p.destination, |lane| p.lanes.contains(&lane)), Mapping::new(&p.name, p.routes), false))
+            .collect();
         Self {
             destination: config.destination,
-            mapping: Mapping::new(&config.name, config.routes),
             drain: config.drain,
             stall: config.stall,
             window_limit: config.window.max(1),
-            consumer: hub.consumer(config.destination),
+            feed,
+            lendable,
+            borrowed,
             hub,
             uplink,
             random: config.seed.map_or_else(SplitMix::from_system, SplitMix::new),
@@ -219,6 +258,12 @@ impl Forwarder {
         self.status.clone()
     }
 
+    /// Whether another upstream may take lanes of it over.
+    #[must_use]
+    pub fn lends(&self) -> bool {
+        self.lendable.is_some()
+    }
+
     /// Its destination in the store.
     #[must_use]
     pub fn destination(&self) -> DestinationId {
@@ -239,6 +284,7 @@ impl Forwarder {
             if self.ordered.borrow_and_update().closed && !self.closed(&mut stop).await {
                 break;
             }
+            self.hand_over();
             let going_on = match self.link.state() {
                 LinkState::Down if self.connecting => self.connect(&mut stop).await,
                 LinkState::Down => self.wait(&mut stop).await,
@@ -249,6 +295,30 @@ impl Forwarder {
             }
         }
         self.finish().await;
+    }
+
+    /// Lends lanes and takes them over as ordered. A source is given up when nothing of it is on its way any more; only then is it said
+    /// to be ([`ForwarderStatus::handed`]), so that two never send from it at a time.
+    fn hand_over(&mut self) {
+        let orders = *self.ordered.borrow();
+        let lendable = self.lendable.map(|source| (source, !orders.lent, 0));
+        let borrowed = self.borrowed.iter().enumerate().map(|(at, source)| (*source, orders.borrow & (1 << at) != 0, at + 1));
+        for (source, wanted, bit) in lendable.into_iter().chain(borrowed) {
+            let has = self.status.handed(bit);
+            if wanted && !self.feed.is_open(source) {
+                self.feed.set_open(source, true);
+                self.status.set_handed(bit, true);
+                self.caught_up = false;
+                tracing::info!(upstream = %self.name, lanes_of = self.feed.owner(source), "lanes are taken over");
+            } else if !wanted && self.feed.is_open(source) {
+                self.feed.set_open(source, false);
+            }
+            if !wanted && has && !self.window.has(source) {
+                self.feed.give_back(source);
+                self.status.set_handed(bit, false);
+                tracing::info!(upstream = %self.name, lanes_of = self.feed.owner(source), "lanes are handed over");
+            }
+        }
     }
 
     /// Keeps the link closed while it is fenced. Returns whether to go on.
@@ -283,7 +353,7 @@ impl Forwarder {
                     () = &mut *stop => return false,
                     _ = self.ordered.changed() => return true,
                     opened = &mut connect => break opened,
-                    () = tokio::time::sleep(REFRESH) => self.status.counts.queued.store(self.consumer.queued(), Ordering::Relaxed),
+                    () = tokio::time::sleep(REFRESH) => self.status.counts.queued.store(self.feed.queued(), Ordering::Relaxed),
                 }
             }
         };
@@ -292,7 +362,7 @@ impl Forwarder {
             Ok(limits) => {
                 self.limits = limits;
                 self.status.counts.connects.fetch_add(1, Ordering::Relaxed);
-                self.consumer.rewind();
+                self.feed.rewind();
                 self.window.clear();
                 (self.busy, self.hold, self.caught_up) = (None, None, false);
                 let backlog = self.refresh() > 0;
@@ -325,7 +395,7 @@ impl Forwarder {
             .into_iter()
             .flatten()
             .min();
-        let readable = (self.caught_up && self.may_send() > 0).then(|| self.consumer.readable());
+        let readable = (self.caught_up && self.may_send() > 0).then(|| self.feed.readable());
         let driven = tokio::select! {
             biased;
             () = stop => return false,
@@ -390,8 +460,8 @@ impl Forwarder {
                 return;
             }
             let most = if paced || self.window.bytes() > BYTES_IN_FLIGHT / 2 { 1 } else { room };
-            match self.consumer.next_run(most, BYTES_IN_FLIGHT / 2, &mut self.run) {
-                Ok(0) => {
+            match self.feed.next_run(most, BYTES_IN_FLIGHT / 2, &mut self.run) {
+                Ok(None) => {
                     self.caught_up = true;
                     // What is accepted and not written yet is not read yet: it still is backlog.
                     let left_out = u64::from(self.suspect.is_some_and(|s| s.left_out));
@@ -400,7 +470,7 @@ impl Forwarder {
                     self.step(event, "");
                     return;
                 }
-                Ok(_) => self.enqueue_run(now),
+                Ok(Some(origin)) => self.enqueue_run(origin, now),
                 Err(error) => {
                     tracing::warn!(upstream = %self.name, %error, "a lane cannot be read");
                     self.hold = Some(now.plus(READ_RETRY));
@@ -411,13 +481,12 @@ impl Forwarder {
     }
 
     /// Hands the run that was read to the uplink.
-    fn enqueue_run(&mut self, now: Monotonic) {
-        let Some(lane) = self.run.lane() else { return };
+    fn enqueue_run(&mut self, origin: Origin, now: Monotonic) {
         let wall = self.clock.now();
-        let upto = match self.sent_upto.iter_mut().position(|(l, _)| *l == lane) {
+        let upto = match self.sent_upto.iter_mut().position(|(o, _)| *o == origin) {
             Some(at) => at,
             None => {
-                self.sent_upto.push((lane, 0));
+                self.sent_upto.push((origin, 0));
                 self.sent_upto.len() - 1
             }
         };
@@ -427,12 +496,12 @@ impl Forwarder {
             let sequence = record.id.sequence;
             if let Some(suspect) = &mut self.suspect
                 && suspect.breaks >= SUSPECT_AFTER
-                && (suspect.lane, suspect.sequence) == (lane, sequence)
+                && (suspect.origin, suspect.sequence) == (origin, sequence)
             {
                 suspect.left_out = true;
                 continue;
             }
-            let topic = self.mapping.map(record.source(), record.topic());
+            let topic = self.feed.map(origin.source, record.source(), record.topic());
             let waited = wall.since(record.accepted_at());
             let repeated = sequence <= self.sent_upto[upto].1;
             let marks;
@@ -460,7 +529,7 @@ impl Forwarder {
             });
             match outcome {
                 Ok(()) => {
-                    self.window.push(InFlight { lane, sequence, sent_at: now, bytes: size });
+                    self.window.push(InFlight { origin, sequence, sent_at: now, bytes: size });
                     let upto = &mut self.sent_upto[upto].1;
                     *upto = sequence.max(*upto);
                     self.pace.spend(size);
@@ -468,13 +537,13 @@ impl Forwarder {
                     bytes += size as u64;
                 }
                 Err(UplinkOutcome::Refused(reason)) => {
-                    self.refusals.push(Refusal { lane, sequence, reason });
+                    self.refusals.push(Refusal { origin, sequence, reason });
                 }
                 Err(UplinkOutcome::TryLater(reason)) => {
                     self.busy = Some(reason);
                     break;
                 }
-                Err(UplinkOutcome::Accepted) => self.consumer.acknowledge(lane, &[sequence]),
+                Err(UplinkOutcome::Accepted) => self.feed.acknowledge(origin, &[sequence]),
             }
         }
         self.metrics.sent.inc_by(sent);
@@ -492,30 +561,30 @@ impl Forwarder {
                 UplinkOutcome::Accepted => {
                     accepted += 1;
                     self.metrics.latency(now.since(publish.sent_at));
-                    match self.done.iter_mut().find(|(lane, _)| *lane == publish.lane) {
+                    match self.done.iter_mut().find(|(origin, _)| *origin == publish.origin) {
                         Some((_, sequences)) => sequences.push(publish.sequence),
-                        None => self.done.push((publish.lane, vec![publish.sequence])),
+                        None => self.done.push((publish.origin, vec![publish.sequence])),
                     }
                 }
                 UplinkOutcome::Refused(reason) => {
-                    self.refusals.push(Refusal { lane: publish.lane, sequence: publish.sequence, reason });
+                    self.refusals.push(Refusal { origin: publish.origin, sequence: publish.sequence, reason });
                 }
                 UplinkOutcome::TryLater(reason) => self.busy = Some(reason),
             }
         }
         if accepted > 0 {
-            for (lane, sequences) in &mut self.done {
+            for (origin, sequences) in &mut self.done {
                 if !sequences.is_empty() {
-                    self.consumer.acknowledge(*lane, sequences);
+                    self.feed.acknowledge(*origin, sequences);
                     sequences.clear();
                 }
             }
             self.metrics.acknowledged.inc_by(accepted);
             self.status.counts.acknowledged.fetch_add(accepted, Ordering::Relaxed);
             self.metrics.in_flight(self.window.waiting());
-            if let Some(Suspect { lane, sequence, left_out: true, .. }) = self.suspect {
+            if let Some(Suspect { origin, sequence, left_out: true, .. }) = self.suspect {
                 let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
-                self.refusals.push(Refusal { lane, sequence, reason });
+                self.refusals.push(Refusal { origin, sequence, reason });
             }
             self.suspect = None;
             self.step(LinkEvent::Acknowledged, "");
@@ -528,7 +597,7 @@ impl Forwarder {
             && self.refusals.is_empty()
             && let Some(reason) = self.busy.take()
         {
-            self.consumer.rewind();
+            self.feed.rewind();
             self.caught_up = false;
             self.step(LinkEvent::Busy, &reason);
         }
@@ -541,11 +610,12 @@ impl Forwarder {
             return;
         }
         self.set_aside_at = None;
-        for Refusal { lane, sequence, reason } in std::mem::take(&mut self.refusals) {
+        for Refusal { origin, sequence, reason } in std::mem::take(&mut self.refusals) {
             if self.set_aside_at.is_some() {
-                self.refusals.push(Refusal { lane, sequence, reason });
+                self.refusals.push(Refusal { origin, sequence, reason });
                 continue;
             }
+            let lane = origin.lane;
             let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
                 Some(at) => at,
                 None => {
@@ -553,13 +623,13 @@ impl Forwarder {
                     self.peekers.len() - 1
                 }
             };
-            if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, &self.name, &reason).await {
+            if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, self.feed.owner(origin.source), &reason).await {
                 tracing::error!(upstream = %self.name, outbox.seq = sequence, %error, "a refused record cannot be set aside; trying again");
                 self.set_aside_at = Some(now.plus(SET_ASIDE_RETRY));
-                self.refusals.push(Refusal { lane, sequence, reason });
+                self.refusals.push(Refusal { origin, sequence, reason });
                 continue;
             }
-            self.consumer.reject(lane, sequence, &reason);
+            self.feed.reject(origin, sequence, &reason);
             self.metrics.refused.inc();
             self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
             if self.refused_reasons.len() < REFUSED_REASONS && self.refused_reasons.insert(reason.clone()) {
@@ -585,7 +655,7 @@ impl Forwarder {
         self.refusals.clear();
         self.window.clear();
         self.metrics.in_flight(0);
-        self.consumer.rewind();
+        self.feed.rewind();
         self.refresh();
     }
 
@@ -595,12 +665,12 @@ impl Forwarder {
         let alone = self.window.only().filter(|_| self.link.state() == LinkState::Probing);
         self.suspect = match (self.suspect, alone, failure.cause) {
             (Some(suspect), Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
-                let same = (suspect.lane, suspect.sequence) == (publish.lane, publish.sequence);
+                let same = (suspect.origin, suspect.sequence) == (publish.origin, publish.sequence);
                 let breaks = if same { suspect.breaks + 1 } else { 1 };
-                Some(Suspect { lane: publish.lane, sequence: publish.sequence, breaks, left_out: false })
+                Some(Suspect { origin: publish.origin, sequence: publish.sequence, breaks, left_out: false })
             }
             (None, Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
-                Some(Suspect { lane: publish.lane, sequence: publish.sequence, breaks: 1, left_out: false })
+                Some(Suspect { origin: publish.origin, sequence: publish.sequence, breaks: 1, left_out: false })
             }
             (suspect, None, _) => suspect.map(|s| Suspect { left_out: false, ..s }),
             (_, Some(_), _) => None,
@@ -627,7 +697,7 @@ impl Forwarder {
     }
 
     fn refresh(&self) -> u64 {
-        let queued = self.consumer.queued();
+        let queued = self.feed.queued();
         self.status.counts.queued.store(queued, Ordering::Relaxed);
         queued
     }
@@ -656,7 +726,7 @@ impl Forwarder {
 
     fn changed(&mut self, from: LinkState, to: LinkState, cause: Option<LinkCause>, detail: &str) {
         self.metrics.changed(to, cause);
-        let queued = self.consumer.queued();
+        let queued = self.feed.queued();
         let (name, state, was) = (&self.name, to.as_str(), from.as_str());
         match cause {
             Some(cause) if cause != LinkCause::Operator && !detail.is_empty() => {

@@ -1,7 +1,7 @@
 //! What a forwarder tells about itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -49,6 +49,8 @@ pub(super) struct Counts {
     pub(super) refused: AtomicU64,
     pub(super) queued: AtomicU64,
     pub(super) connects: AtomicU64,
+    /// Which sources it has: bit 0 its own lanes that may be lent, the others those of primaries.
+    handed: AtomicU32,
 }
 
 /// A cheap handle to a forwarder's status; outlives the forwarder.
@@ -62,7 +64,9 @@ pub struct ForwarderStatus {
 impl ForwarderStatus {
     pub(super) fn new(upstream: &str, now: Timestamp) -> (Self, watch::Sender<LinkView>) {
         let (sender, link) = watch::channel(LinkView { state: LinkState::Down, since: now, cause: None, detail: String::new() });
-        (Self { upstream: upstream.into(), counts: Arc::default(), link }, sender)
+        let this = Self { upstream: upstream.into(), counts: Arc::default(), link };
+        this.set_handed(0, true);
+        (this, sender)
     }
 
     /// The upstream's component name.
@@ -87,6 +91,20 @@ impl ForwarderStatus {
             refused: read(&self.counts.refused),
             queued: read(&self.counts.queued),
             connects: read(&self.counts.connects),
+        }
+    }
+
+    /// Whether it has the lanes of this number: 0 for its own that may be lent, `n + 1` for those of the primary `n` it may stand in for.
+    #[must_use]
+    pub fn handed(&self, number: usize) -> bool {
+        self.counts.handed.load(Ordering::Acquire) & (1 << number) != 0
+    }
+
+    pub(super) fn set_handed(&self, number: usize, has: bool) {
+        if has {
+            self.counts.handed.fetch_or(1 << number, Ordering::AcqRel);
+        } else {
+            self.counts.handed.fetch_and(!(1 << number), Ordering::AcqRel);
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
-use crate::outbox::LaneId;
+use super::feed::Origin;
 use crate::time::Monotonic;
 
 /// One publish on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InFlight {
-    pub(super) lane: LaneId,
+    pub(super) origin: Origin,
     pub(super) sequence: u64,
     pub(super) sent_at: Monotonic,
     pub(super) bytes: usize,
@@ -74,6 +74,11 @@ impl Window {
         if self.waiting == 1 { self.slots.front().copied().flatten() } else { None }
     }
 
+    /// Whether something of this source is on its way.
+    pub(super) fn has(&self, source: u8) -> bool {
+        self.slots.iter().flatten().any(|p| p.origin.source == source)
+    }
+
     /// Forgets all of them.
     pub(super) fn clear(&mut self) {
         self.base = self.next_token();
@@ -86,10 +91,11 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbox::LaneId;
     use std::time::Duration;
 
     fn publish(n: u64) -> InFlight {
-        InFlight { lane: LaneId(0), sequence: n, sent_at: Monotonic(Duration::from_millis(n)), bytes: 10 }
+        InFlight { origin: Origin { source: 0, lane: LaneId(0) }, sequence: n, sent_at: Monotonic(Duration::from_millis(n)), bytes: 10 }
     }
 
     #[test]

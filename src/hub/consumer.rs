@@ -33,10 +33,10 @@ impl LaneRun {
 }
 
 impl Consumer {
-    pub(super) fn new(outbox: &Outbox, shares: &[LaneShare], destination: DestinationId) -> Self {
-        let (first, others): (Vec<_>, Vec<_>) = shares.iter().partition(|s| s.strict);
-        let reading = |share: &&LaneShare| (share.lane, share.weight as usize, outbox.reader(destination, share.lane));
-        Self { strict: first.len(), lanes: first.iter().chain(&others).map(reading).collect(), turn: 0 }
+    pub(super) fn new(outbox: &Outbox, shares: impl Iterator<Item = LaneShare>, destination: DestinationId) -> Self {
+        let (first, others): (Vec<_>, Vec<_>) = shares.partition(|s| s.strict);
+        let reading = |share: LaneShare| (share.lane, share.weight as usize, outbox.reader(destination, share.lane));
+        Self { strict: first.len(), lanes: first.into_iter().chain(others).map(reading).collect(), turn: 0 }
     }
 
     /// Reads the next records of one lane, at most `max_records` and about `max_bytes`; returns how many, 0 when caught up.
@@ -44,23 +44,50 @@ impl Consumer {
     /// # Errors
     /// When a lane cannot be read. The others can: calling again goes on with the next lane.
     pub fn next_run(&mut self, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
-        let others = self.lanes.len() - self.strict;
-        for step in 0..self.lanes.len() {
-            let at = if step < self.strict {
-                step
-            } else {
-                let at = self.strict + self.turn;
-                self.turn = (self.turn + 1) % others;
-                at
-            };
-            let (lane, weight, reader) = &mut self.lanes[at];
-            let read = reader.next_run(max_records.min(QUANTUM * *weight), max_bytes, &mut into.run)?;
+        match self.next_strict_run(max_records, max_bytes, into)? {
+            0 => self.next_shared_run(max_records, max_bytes, into),
+            read => Ok(read),
+        }
+    }
+
+    /// As [`next_run`](Self::next_run), of strict lanes alone.
+    ///
+    /// # Errors
+    /// When a lane cannot be read.
+    pub fn next_strict_run(&mut self, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
+        for at in 0..self.strict {
+            let read = self.read(at, max_records, max_bytes, into)?;
             if read > 0 {
-                into.lane = Some(*lane);
                 return Ok(read);
             }
         }
         Ok(0)
+    }
+
+    /// As [`next_run`](Self::next_run), of lanes that are not strict alone.
+    ///
+    /// # Errors
+    /// When a lane cannot be read. The others can: calling again goes on with the next lane.
+    pub fn next_shared_run(&mut self, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
+        let shared = self.lanes.len() - self.strict;
+        for _ in 0..shared {
+            let at = self.strict + self.turn;
+            self.turn = (self.turn + 1) % shared;
+            let read = self.read(at, max_records, max_bytes, into)?;
+            if read > 0 {
+                return Ok(read);
+            }
+        }
+        Ok(0)
+    }
+
+    fn read(&mut self, at: usize, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
+        let (lane, weight, reader) = &mut self.lanes[at];
+        let read = reader.next_run(max_records.min(QUANTUM * *weight), max_bytes, &mut into.run)?;
+        if read > 0 {
+            into.lane = Some(*lane);
+        }
+        Ok(read)
     }
 
     /// Resolves when there may be something new to read. Cancel-safe.

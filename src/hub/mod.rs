@@ -364,7 +364,13 @@ impl Hub {
     /// Reads what is stored for a destination, over all lanes by weight. One consumer per destination at a time.
     #[must_use]
     pub fn consumer(&self, destination: DestinationId) -> Consumer {
-        Consumer::new(&self.shared.outbox, &self.shared.shares, destination)
+        Consumer::new(&self.shared.outbox, self.shared.shares.iter().copied(), destination)
+    }
+
+    /// The same over some of the lanes. Two consumers of one destination must have no lane in common while both read.
+    #[must_use]
+    pub fn consumer_of(&self, destination: DestinationId, wanted: impl Fn(LaneId) -> bool) -> Consumer {
+        Consumer::new(&self.shared.outbox, self.shared.shares.iter().copied().filter(|s| wanted(s.lane)), destination)
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.

@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::tombstones::{self, Ranges, Told};
 use crate::component::{Fut, LinkCause};
-use crate::escape::{LinkSight, LinkState, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation};
+use crate::escape::{
+    Handover, HandoverSight, LinkSight, LinkState, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation,
+};
 use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
@@ -126,6 +128,8 @@ pub(super) struct Watched {
     pub status: ForwarderStatus,
     pub destination: DestinationId,
     pub secondary: bool,
+    /// Of a primary whose lanes may be taken over: who carries them.
+    pub handover: Option<Handover>,
     pub orders: watch::Sender<LinkOrders>,
 }
 
@@ -244,7 +248,7 @@ impl Escape {
         let (give, orders) = mpsc::channel(ORDERS);
         let meters = Meters::register(metrics);
         meters.show(machine.mode());
-        let this = Self {
+        let mut this = Self {
             at,
             machine,
             kept,
@@ -434,14 +438,39 @@ impl Escape {
     }
 
     /// Tells the forwarders what the controller asks of their links.
-    fn order_links(&self) {
+    fn order_links(&mut self) {
         let books = self.books();
-        for upstream in &self.at.upstreams {
+        let now = self.at.clock.monotonic();
+        let standby = self.at.upstreams.iter().find(|u| u.secondary).map(|u| (u.stands(), u.status.clone()));
+        let (mut lent, mut borrow, mut place) = (Vec::new(), 0u32, 0);
+        for upstream in &mut self.at.upstreams {
+            let primary_stands = upstream.stands();
+            let Some((handover, (secondary_stands, secondary))) = upstream.handover.as_mut().zip(standby.as_ref()) else {
+                lent.push(false);
+                continue;
+            };
+            let sight = HandoverSight {
+                primary_stands,
+                secondary_stands: *secondary_stands,
+                primary_has: upstream.status.handed(0),
+                secondary_has: secondary.handed(place + 1),
+            };
+            let orders = handover.step(now, sight);
+            lent.push(orders.lent);
+            borrow |= u32::from(orders.borrow) << place;
+            place += 1;
+        }
+        for (upstream, lent) in self.at.upstreams.iter().zip(lent) {
             let name = super::upstream_destination(upstream.status.upstream());
             let news = (self.kept.outage.is_some() && !upstream.secondary)
                 || !self.kept.damaged.is_empty()
                 || books.iter().any(|row| row.destination == name && tombstones::is_untold(&self.kept.told, row));
-            let orders = LinkOrders { closed: self.machine.is_fenced(), notice_follows: news && self.at.notices.is_some() && !upstream.stands() };
+            let orders = LinkOrders {
+                closed: self.machine.is_fenced(),
+                notice_follows: news && self.at.notices.is_some() && !upstream.stands(),
+                lent,
+                borrow: if upstream.secondary { borrow } else { 0 },
+            };
             upstream.orders.send_if_modified(|o| std::mem::replace(o, orders) != orders);
         }
     }

@@ -20,11 +20,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Table, Tables};
-use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus};
-use crate::hub::Hub;
+use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
+use crate::escape::Handover;
+use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus, StandIn};
+use crate::hub::{Hub, NOTICES, QUARANTINE};
+use crate::outbox::LaneId;
 use crate::outbox::storage::Storage;
-use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec, UpstreamRole};
+use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec, UpstreamRole, UpstreamSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -189,6 +191,7 @@ impl NodeStatus {
                 json!({
                     "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
                     "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
+                    "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
                 })
             })
             .collect();
@@ -228,6 +231,9 @@ impl NodeStatus {
         status
     }
 }
+
+/// Primaries that a secondary may stand in for.
+const MAX_PRIMARIES: usize = 31;
 
 /// Name of an upstream's destination in the store.
 #[must_use]
@@ -426,6 +432,54 @@ fn readings(
     Ok(all)
 }
 
+/// The secondary upstream of the policy, if there is one.
+fn secondary(config: &NodeConfig) -> Option<&UpstreamSpec> {
+    config.resources.escape_policies.iter().flat_map(|p| &p.upstreams).find(|u| u.role == UpstreamRole::Secondary)
+}
+
+/// The secondary takes lanes of the policy's primaries over, as the primaries' forwarders lend them.
+fn stand_ins(config: &NodeConfig, hub: &Hub, forwarders: &mut [(ForwarderConfig, Box<dyn Uplink>)]) -> Result<(), NodeError> {
+    let Some(spec) = secondary(config) else { return Ok(()) };
+    let known = hub.outbox().lanes();
+    if let Some(unknown) = spec.lanes.iter().find(|name| known.iter().all(|(_, n)| n != *name)) {
+        return Err(NodeError::Route(format!(
+            "EscapePolicy: upstream {} takes over the lane {unknown:?}, and there is none of that name",
+            spec.component
+        )));
+    }
+    // Notices are about an upstream and stay with it.
+    let wanted = |name: &String| name != NOTICES && name != QUARANTINE && (spec.lanes.is_empty() || spec.lanes.contains(name));
+    let lanes: Vec<LaneId> = known.iter().filter(|(_, name)| wanted(name)).map(|(id, _)| *id).collect();
+    let mut stands_in_for = Vec::new();
+    for (primary, _) in forwarders.iter_mut() {
+        let named = config
+            .resources
+            .escape_policies
+            .iter()
+            .flat_map(|p| &p.upstreams)
+            .any(|u| u.component == primary.name && u.role == UpstreamRole::Primary);
+        if named && stands_in_for.len() < MAX_PRIMARIES {
+            primary.lends.clone_from(&lanes);
+            stands_in_for.push(StandIn {
+                name: primary.name.clone(),
+                destination: primary.destination,
+                routes: primary.routes.clone(),
+                lanes: lanes.clone(),
+            });
+        }
+    }
+    match forwarders.iter_mut().find(|(f, _)| f.name == spec.component) {
+        Some((f, _)) => f.stands_in_for = stands_in_for,
+        None => {
+            return Err(NodeError::Route(format!(
+                "EscapePolicy: the secondary upstream {} cannot be an upstream; accepted are pubsub.mqtt3 and pubsub.mqtt5",
+                spec.component
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// The controller of the mode.
 fn escape(
     config: &NodeConfig,
@@ -436,12 +490,19 @@ fn escape(
     set_aside: Vec<PathBuf>,
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
-    let secondary = |name: &str| policy.is_some_and(|p| p.upstreams.iter().any(|u| u.component == name && u.role == UpstreamRole::Secondary));
+    let standby = secondary(config);
+    let modes = policy.map(|p| p.modes).unwrap_or_default();
     let upstreams = forwarders
         .iter()
         .map(|f| {
             let status = f.status();
-            escape::Watched { secondary: secondary(status.upstream()), destination: f.destination(), orders: f.orders(), status }
+            escape::Watched {
+                secondary: standby.is_some_and(|s| s.component == status.upstream()),
+                destination: f.destination(),
+                handover: standby.filter(|_| f.lends()).map(|s| Handover::new(modes.settle, s.failback_after)),
+                orders: f.orders(),
+                status,
+            }
         })
         .collect();
     let node = hub.outbox().node().to_owned();
@@ -454,7 +515,7 @@ fn escape(
         storage: host.storage.clone(),
         clock: host.clock.clone(),
         upstreams,
-        modes: policy.map(|p| p.modes).unwrap_or_default(),
+        modes,
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),
         local: components.pubsub.contains_key("local"),
     };
@@ -467,7 +528,7 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
     let all: Vec<&RouteSpec> = config.resources.forwardings.iter().flat_map(|f| &f.routes).collect();
     let drain = config.resources.forwardings.first().map(|f| f.drain).unwrap_or_default();
     let is_name_space = |name: &str| name == "local" || components.pubsub.get(name).is_some_and(|p| p.type_name == "pubsub.local");
-    let mut forwarders = Vec::new();
+    let mut drafts = Vec::new();
     for (name, loaded) in &components.pubsub {
         let towards: Vec<RouteSpec> = all.iter().filter(|r| r.to.iter().any(|t| t == name)).map(|r| (*r).clone()).collect();
         if is_name_space(name) {
@@ -501,8 +562,10 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
             forwarder.stall = policy.stall;
             forwarder.link.stable = policy.heal;
         }
-        forwarders.push(Forwarder::new(forwarder, hub.clone(), uplink, host.clock.clone(), &metrics));
+        drafts.push((forwarder, uplink));
     }
+    stand_ins(config, hub, &mut drafts)?;
+    let forwarders = drafts.into_iter().map(|(f, uplink)| Forwarder::new(f, hub.clone(), uplink, host.clock.clone(), &metrics)).collect();
     let mut inward = Vec::new();
     for route in all.iter().filter(|r| !is_name_space(&r.from)) {
         for to in route.to.iter().filter(|t| is_name_space(t)) {

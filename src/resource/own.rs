@@ -207,14 +207,23 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         let slow = fields.duration("slow", Duration::from_millis(1_500), findings);
         let stall = fields.duration("stall", Duration::from_secs(20), findings);
         let heal = fields.duration("heal", Duration::from_secs(15), findings);
-        fields.not_served("lanes", findings);
-        fields.not_served("failbackAfter", findings);
+        let lanes: Vec<String> = fields.texts("lanes", findings).into_iter().map(|(t, _)| t).collect();
+        let failback_after = fields.duration("failbackAfter", Duration::from_secs(300), findings);
+        if role == UpstreamRole::Primary && !lanes.is_empty() {
+            findings.add(Severity::Error, fields.line(), &fields.key("lanes"), "is for role: secondary: the lanes that it takes over");
+        }
         fields.finish(findings);
         if let Some((component, line)) = component {
-            if role == UpstreamRole::Secondary {
-                findings.add(Severity::Warning, line, "spec.upstreams.role", "secondary is not served yet: the upstream gets what is routed to it");
+            let secondaries = upstreams.iter().filter(|u: &&UpstreamSpec| u.role == UpstreamRole::Secondary).count();
+            if role == UpstreamRole::Secondary && secondaries > 0 {
+                findings.add(
+                    Severity::Error,
+                    line,
+                    "spec.upstreams.role",
+                    "found a second secondary; accepted is one, which stands in for every primary",
+                );
             }
-            upstreams.push(UpstreamSpec { component, role, slow, stall, heal });
+            upstreams.push(UpstreamSpec { component, role, slow, stall, heal, lanes, failback_after });
         }
     }
     let mut modes = ModeConfig::default();

@@ -282,6 +282,10 @@ pub struct UpstreamSpec {
     pub stall: Duration,
     /// How long a link must be well before it counts as healed.
     pub heal: Duration,
+    /// Of a secondary: the lanes of the primaries that it takes over; empty = all.
+    pub lanes: Vec<String>,
+    /// Of a secondary: how long a primary must stand before it gets its lanes back.
+    pub failback_after: Duration,
 }
 
 /// `kind: EscapePolicy`: what to do when upstreams fail.

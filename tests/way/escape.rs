@@ -245,3 +245,100 @@ spec:
     assert!(stones.iter().any(|s| s["reason"] == "expired" && s["lane"] == "short"), "{stones:#?}");
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn a_secondary_upstream_carries_the_lanes_of_a_primary_that_is_down_and_hands_them_back() {
+    let (first, second) = (Mosquitto::start(), Mosquitto::start());
+    let proxy = Proxy::to(first.port);
+    let devices = free_port();
+    let place = Place::new(&format!(
+        r##"
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: cloud}}
+spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
+---
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: standby}}
+spec: {{type: pubsub.mqtt3, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {{name: devices}}
+spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["#"], to: [cloud], prefix: "site7/"}}]
+  lanes: [{{name: critical, match: ["alarm/#"], durability: fsync, onFull: reject}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: EscapePolicy
+metadata: {{name: escape}}
+spec:
+  upstreams:
+    - {{component: cloud, stall: 2s}}
+    - {{component: standby, role: secondary, lanes: [critical], failbackAfter: 2s}}
+  modes: {{islandAfter: 1s, normalAfter: 1s}}
+"##,
+        proxy.port, second.port
+    ));
+    let node = place.start();
+    mode_is(&node, "normal");
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    let mut at_first = Client::connect(first.port, "sink", true).unwrap();
+    let mut at_second = Client::connect(second.port, "sink", true).unwrap();
+    at_first.subscribe("site7/#").unwrap();
+    at_second.subscribe("site7/#").unwrap();
+    let mut sent = 0;
+    let mut publish = |device: &mut Client, n: u32| {
+        for _ in 0..n {
+            for topic in ["alarm/a", "sensors/a"] {
+                device.publish(topic, format!("{sent}").as_bytes()).unwrap();
+            }
+            sent += 1;
+        }
+        sent
+    };
+    // Numbers of a topic, repeats (which have the same record id) left out.
+    let upto = |sink: &mut Client, topic: &str, last: i32| {
+        let mut numbers: Vec<i32> = Vec::new();
+        while numbers.last().is_none_or(|n| *n < last) {
+            let (at, payload) = sink.receive(LONG).unwrap().unwrap_or_else(|| panic!("{topic} up to {last}; so far {numbers:?}"));
+            let number = String::from_utf8(payload).unwrap().parse().unwrap();
+            if at == topic && numbers.last().is_none_or(|n| *n < number) {
+                numbers.push(number);
+            }
+        }
+        numbers
+    };
+    let last = publish(&mut device, 5);
+    assert_eq!(upto(&mut at_first, "site7/alarm/a", last - 1), (0..last).collect::<Vec<_>>());
+
+    proxy.set(Fault::Refuse);
+    let from = last;
+    let last = publish(&mut device, 20);
+    assert_eq!(upto(&mut at_second, "site7/alarm/a", last - 1), (from..last).collect::<Vec<_>>(), "alarms go the other way");
+    mode_is(&node, "failover");
+    let status = node.status();
+    let standby = status["upstreams"].as_array().unwrap().iter().find(|u| u["name"] == "standby").unwrap();
+    assert_eq!(standby["standsIn"], true);
+    assert!(node.ledger("upstream/cloud", "queued") >= 20, "the other lane waits for its upstream");
+
+    proxy.set(Fault::None);
+    mode_is(&node, "normal");
+    eventually(LONG, "the lanes are handed back", || {
+        let status = node.status();
+        status["upstreams"].as_array().unwrap().iter().all(|u| u["standsIn"] == false && u["lent"] == false)
+    });
+    assert_eq!(upto(&mut at_first, "site7/sensors/a", last - 1).last(), Some(&(last - 1)));
+    let from = last;
+    let last = publish(&mut device, 5);
+    assert_eq!(upto(&mut at_first, "site7/alarm/a", last - 1), (from..last).collect::<Vec<_>>(), "alarms go the old way");
+    eventually(LONG, "all is delivered", || node.ledger("upstream/cloud", "queued") == 0);
+    assert_eq!(node.ledger("upstream/cloud", "evicted"), 0);
+    assert_eq!(node.terminate(), Some(0));
+}

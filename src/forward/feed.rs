@@ -1,0 +1,126 @@
+//! Where a forwarder's records come from: its own destination, and those of primaries that it stands in for. A source is open or closed;
+//! at any time one forwarder at most has a source open, so order holds and nothing is sent twice but what was on its way.
+
+use smallvec::SmallVec;
+
+use super::mapping::Mapping;
+use crate::hub::{Consumer, LaneRun};
+use crate::outbox::{LaneId, OutboxError};
+
+/// The source and the lane that a record came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) source: u8,
+    pub(super) lane: LaneId,
+}
+
+/// One source.
+#[derive(Debug)]
+struct Source {
+    /// The upstream that the records were accepted for.
+    owner: String,
+    consumer: Consumer,
+    mapping: Mapping,
+    open: bool,
+}
+
+/// All sources of a forwarder.
+#[derive(Debug, Default)]
+pub(super) struct Feed {
+    sources: SmallVec<[Source; 2]>,
+    turn: usize,
+}
+
+impl Feed {
+    /// Adds a source; gives its number.
+    pub(super) fn add(&mut self, owner: &str, consumer: Consumer, mapping: Mapping, open: bool) -> u8 {
+        self.sources.push(Source { owner: owner.to_owned(), consumer, mapping, open });
+        u8::try_from(self.sources.len() - 1).unwrap_or(u8::MAX)
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|s| s.open)
+    }
+
+    pub(super) fn is_open(&self, source: u8) -> bool {
+        self.sources[usize::from(source)].open
+    }
+
+    /// Opens a source, from its lowest unfinished record on, or closes it.
+    pub(super) fn set_open(&mut self, source: u8, open: bool) {
+        let source = &mut self.sources[usize::from(source)];
+        source.open = open;
+        if open {
+            source.consumer.rewind();
+        }
+    }
+
+    /// Gives back what a source that is closed has handed out.
+    pub(super) fn give_back(&mut self, source: u8) {
+        self.sources[usize::from(source)].consumer.rewind();
+    }
+
+    /// The upstream that a source's records were accepted for.
+    pub(super) fn owner(&self, source: u8) -> &str {
+        &self.sources[usize::from(source)].owner
+    }
+
+    /// The topic of a record at the peer.
+    pub(super) fn map<'a>(&'a mut self, source: u8, published_to: &str, topic: &'a str) -> &'a str {
+        self.sources[usize::from(source)].mapping.map(published_to, topic)
+    }
+
+    /// Reads the next records: strict lanes of all sources first, then source after source. None when all have been read.
+    pub(super) fn next_run(&mut self, most: usize, bytes: usize, run: &mut LaneRun) -> Result<Option<Origin>, OutboxError> {
+        let count = self.sources.len();
+        for step in 0..2 * count {
+            let at = if step < count { step } else { (self.turn + step) % count };
+            let source = &mut self.sources[at];
+            if !source.open {
+                continue;
+            }
+            let read =
+                if step < count { source.consumer.next_strict_run(most, bytes, run)? } else { source.consumer.next_shared_run(most, bytes, run)? };
+            if read > 0
+                && let Some(lane) = run.lane()
+            {
+                if step >= count {
+                    self.turn = at + 1;
+                }
+                return Ok(Some(Origin { source: u8::try_from(at).unwrap_or(u8::MAX), lane }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Resolves when there may be something new to read.
+    pub(super) fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
+        let all: SmallVec<[_; 2]> = self.open().map(|s| Box::pin(s.consumer.readable())).collect();
+        async move {
+            if all.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            futures_util::future::select_all(all).await;
+        }
+    }
+
+    pub(super) fn acknowledge(&self, origin: Origin, sequences: &[u64]) {
+        self.sources[usize::from(origin.source)].consumer.acknowledge(origin.lane, sequences);
+    }
+
+    pub(super) fn reject(&self, origin: Origin, sequence: u64, reason: &str) {
+        self.sources[usize::from(origin.source)].consumer.reject(origin.lane, sequence, reason);
+    }
+
+    /// Starts again at the lowest record that is not finished, in every source that is open.
+    pub(super) fn rewind(&mut self) {
+        for source in self.sources.iter_mut().filter(|s| s.open) {
+            source.consumer.rewind();
+        }
+    }
+
+    /// Records that wait in the sources that are open.
+    pub(super) fn queued(&self) -> u64 {
+        self.open().map(|s| s.consumer.queued()).sum()
+    }
+}
