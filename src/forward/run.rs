@@ -17,7 +17,7 @@ use super::status::{ForwarderStatus, LinkView};
 use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
-use crate::hub::{Hub, LaneRun};
+use crate::hub::{Hub, LaneRun, NOTICES};
 use crate::outbox::{DestinationId, LaneId, Peeker};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::time::{Clock, Monotonic};
@@ -177,6 +177,9 @@ pub struct Forwarder {
     set_aside_at: Option<Monotonic>,
     peekers: SmallVec<[(LaneId, Peeker); 2]>,
     refused_reasons: HashSet<String>,
+    /// The lane of the node's own notices, and whether the peer has refused one: then it gets no more of them.
+    notices: Option<LaneId>,
+    notices_refused: bool,
 
     /// What others ask of the link.
     orders: watch::Sender<LinkOrders>,
@@ -201,6 +204,7 @@ impl Forwarder {
         let (status, view) = ForwarderStatus::new(&config.name, clock.now());
         let metrics = metrics.of(&config.name);
         let (orders, ordered) = watch::channel(LinkOrders::default());
+        let notices = hub.outbox().lane(NOTICES);
         let mut feed = Feed::default();
         let own = Mapping::new(&config.name, config.routes);
         let lent = config.lends.clone();
@@ -242,6 +246,8 @@ impl Forwarder {
             set_aside_at: None,
             peekers: SmallVec::new(),
             refused_reasons: HashSet::new(),
+            notices,
+            notices_refused: false,
             orders,
             ordered,
             metrics,
@@ -494,6 +500,10 @@ impl Forwarder {
         let (mut sent, mut bytes) = (0u64, 0u64);
         for record in self.run.run.iter() {
             let sequence = record.id.sequence;
+            if self.notices_refused && Some(origin.lane) == self.notices {
+                self.feed.reject(origin, sequence, "the peer takes no notices");
+                continue;
+            }
             if let Some(suspect) = &mut self.suspect
                 && suspect.breaks >= SUSPECT_AFTER
                 && (suspect.origin, suspect.sequence) == (origin, sequence)
@@ -616,6 +626,17 @@ impl Forwarder {
                 continue;
             }
             let lane = origin.lane;
+            if Some(lane) == self.notices {
+                // Some brokers close the connection on each record that they do not allow: one is enough.
+                self.notices_refused = true;
+                self.status.refuse_notices();
+                self.feed.reject(origin, sequence, &reason);
+                tracing::warn!(
+                    upstream = %self.name, error = %reason,
+                    "the upstream does not take this node's notices; it gets no more of them: allow their topic, or set notices.topic of the EscapePolicy"
+                );
+                continue;
+            }
             let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
                 Some(at) => at,
                 None => {

@@ -1,7 +1,7 @@
 //! What a forwarder tells about itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -51,6 +51,7 @@ pub(super) struct Counts {
     pub(super) connects: AtomicU64,
     /// Which sources it has: bit 0 its own lanes that may be lent, the others those of primaries.
     handed: AtomicU32,
+    notices_refused: AtomicBool,
 }
 
 /// A cheap handle to a forwarder's status; outlives the forwarder.
@@ -92,6 +93,16 @@ impl ForwarderStatus {
             queued: read(&self.counts.queued),
             connects: read(&self.counts.connects),
         }
+    }
+
+    /// Whether the peer takes the node's own notices; not known to be so until it has refused one.
+    #[must_use]
+    pub fn takes_notices(&self) -> bool {
+        !self.counts.notices_refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn refuse_notices(&self) {
+        self.counts.notices_refused.store(true, Ordering::Relaxed);
     }
 
     /// Whether it has the lanes of this number: 0 for its own that may be lent, `n + 1` for those of the primary `n` it may stand in for.

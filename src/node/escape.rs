@@ -467,7 +467,7 @@ impl Escape {
                 || books.iter().any(|row| row.destination == name && tombstones::is_untold(&self.kept.told, row));
             let orders = LinkOrders {
                 closed: self.machine.is_fenced(),
-                notice_follows: news && self.at.notices.is_some() && !upstream.stands(),
+                notice_follows: news && self.at.notices.is_some() && upstream.status.takes_notices() && !upstream.stands(),
                 lent,
                 borrow: if upstream.secondary { borrow } else { 0 },
             };
@@ -487,7 +487,7 @@ impl Escape {
         let mut told = false;
         for upstream in &self.at.upstreams {
             let awaited = upstream.orders.borrow().notice_follows;
-            if !upstream.stands() || !(awaited || due) {
+            if !upstream.stands() || !upstream.status.takes_notices() || !(awaited || due) {
                 continue;
             }
             let name = super::upstream_destination(upstream.status.upstream());
@@ -515,7 +515,7 @@ impl Escape {
 
     /// Files of the store that were set aside are told to the first upstream that stands.
     async fn tell_damage(&mut self, topic: &str) -> bool {
-        let Some(upstream) = self.at.upstreams.iter().find(|u| u.stands() && !u.secondary) else { return false };
+        let Some(upstream) = self.at.upstreams.iter().find(|u| u.stands() && !u.secondary && u.status.takes_notices()) else { return false };
         if self.kept.damaged.is_empty() {
             return false;
         }
@@ -570,8 +570,11 @@ impl Escape {
         let report = self.report(&outage);
         tracing::info!(number = outage.number(), seconds = report["seconds"].as_u64(), "an outage has ended");
         if let Some(topic) = &self.at.notices {
-            let destinations: Vec<DestinationId> = self.at.upstreams.iter().filter(|u| !u.secondary).map(|u| u.destination).collect();
-            if let Err(error) = self.at.hub.notice(&destinations, &format!("{topic}/outage"), report.to_string().as_bytes()).await {
+            let destinations: Vec<DestinationId> =
+                self.at.upstreams.iter().filter(|u| !u.secondary && u.status.takes_notices()).map(|u| u.destination).collect();
+            if !destinations.is_empty()
+                && let Err(error) = self.at.hub.notice(&destinations, &format!("{topic}/outage"), report.to_string().as_bytes()).await
+            {
                 tracing::warn!(%error, "the report of the outage could not be stored; `selvedge escape report` shows it");
             }
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // test support: a failure here is a failed test
 
 pub mod http;
+pub mod ledger;
 pub mod mqtt;
 pub mod mqtt5;
 pub mod proxy;
@@ -47,6 +48,16 @@ pub fn accepts(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
+/// Where mosquitto is.
+///
+/// # Panics
+/// When there is none on this machine.
+#[must_use]
+pub fn mosquitto_binary() -> &'static str {
+    let binary = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
+    binary.expect("mosquitto is installed (tests/run does that)")
+}
+
 /// A process that ends with the test.
 struct Guard(Child);
 
@@ -86,9 +97,7 @@ impl Mosquitto {
         let config = folder.path().join("mosquitto.conf");
         let settings = format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n{more}");
         std::fs::write(&config, settings).unwrap();
-        let binary = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
-        let binary = binary.expect("mosquitto is installed (tests/run does that)");
-        let process = Command::new(binary).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let process = Command::new(mosquitto_binary()).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let this = Self { port, process: Guard(process), _folder: folder };
         eventually(Duration::from_secs(10), "mosquitto accepts", || accepts(port));
         this
@@ -99,8 +108,16 @@ impl Mosquitto {
     /// # Panics
     /// When it cannot be told.
     pub fn reload(&self) {
+        self.signal("HUP");
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, name: &str) {
         let pid = self.process.0.id().to_string();
-        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").arg(format!("-{name}")).arg(&pid).status().unwrap().success());
     }
 }
 
@@ -234,6 +251,12 @@ impl Node {
         let status = self.status();
         let found = status["upstreams"].as_array().unwrap().iter().find(|u| u["name"] == upstream).cloned();
         found.map(|u| u["state"].as_str().unwrap().to_owned()).unwrap_or_default()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
     }
 
     /// `kill -9`.

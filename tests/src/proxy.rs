@@ -1,10 +1,11 @@
 //! A TCP proxy that breaks links on demand.
 
+use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the proxy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,12 @@ pub enum Fault {
     Swallow = 2,
     /// Accepts and does not read.
     Stall = 3,
+    /// Ends every connection with a reset.
+    Reset = 4,
+    /// Passes everything two seconds later.
+    Delay = 5,
+    /// Passes 1 KiB a second.
+    Throttle = 6,
 }
 
 /// The proxy; ends with the test.
@@ -41,8 +48,13 @@ impl Proxy {
                 if e.load(Ordering::Relaxed) {
                     return;
                 }
-                if f.load(Ordering::Relaxed) == Fault::Refuse as u8 {
-                    continue;
+                match f.load(Ordering::Relaxed) {
+                    fault if fault == Fault::Refuse as u8 => continue,
+                    fault if fault == Fault::Reset as u8 => {
+                        reset(&client);
+                        continue;
+                    }
+                    _ => {}
                 }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 for stream in [&client, &server] {
@@ -62,8 +74,13 @@ impl Proxy {
     /// Sets the fault. `Refuse` also ends what is open.
     pub fn set(&self, fault: Fault) {
         self.fault.store(fault as u8, Ordering::Relaxed);
-        if fault == Fault::Refuse {
-            self.cut();
+        match fault {
+            Fault::Refuse => self.cut(),
+            Fault::Reset => self.open.lock().unwrap().drain(..).for_each(|stream| {
+                reset(&stream);
+                let _ = stream.shutdown(Shutdown::Both);
+            }),
+            _ => {}
         }
     }
 
@@ -84,20 +101,45 @@ impl Drop for Proxy {
     }
 }
 
+/// Closing the last handle sends a reset instead of an end.
+fn reset(stream: &TcpStream) {
+    let linger = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+    linger.expect("the option is known");
+}
+
 fn carry(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8) {
     let mut buffer = [0; 16 << 10];
+    let mut late: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
+        while late.front().is_some_and(|(due, _)| *due <= Instant::now()) {
+            if let Some((_, bytes)) = late.pop_front()
+                && to.write_all(&bytes).is_err()
+            {
+                break;
+            }
+        }
         if fault.load(Ordering::Relaxed) == Fault::Stall as u8 {
             std::thread::sleep(Duration::from_millis(20));
             continue;
         }
-        match from.read(&mut buffer) {
+        let throttled = fault.load(Ordering::Relaxed) == Fault::Throttle as u8;
+        if throttled {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let most = if throttled { 102 } else { buffer.len() };
+        match from.read(&mut buffer[..most]) {
             Ok(0) => break,
-            Ok(n) => {
-                if fault.load(Ordering::Relaxed) != Fault::Swallow as u8 && to.write_all(&buffer[..n]).is_err() {
-                    break;
+            Ok(n) => match fault.load(Ordering::Relaxed) {
+                fault if fault == Fault::Swallow as u8 => {}
+                fault if fault == Fault::Delay as u8 || !late.is_empty() => {
+                    late.push_back((Instant::now() + Duration::from_secs(2), buffer[..n].to_vec()));
                 }
-            }
+                _ => {
+                    if to.write_all(&buffer[..n]).is_err() {
+                        break;
+                    }
+                }
+            },
             Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
             Err(_) => break,
         }

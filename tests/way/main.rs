@@ -5,7 +5,6 @@
 mod api;
 mod clients;
 mod escape;
-mod ledger;
 mod queue;
 mod way;
 mod wire;

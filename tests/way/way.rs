@@ -1,10 +1,9 @@
 use std::time::Duration;
 
+use selvedge_tests::ledger::{Publisher, Sink};
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::proxy::{Fault, Proxy};
 use selvedge_tests::{Mosquitto, Place, eventually, free_port};
-
-use crate::ledger::{Publisher, Sink};
 
 const LONG: Duration = Duration::from_secs(60);
 

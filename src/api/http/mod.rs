@@ -237,7 +237,9 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics) {
         let metrics = metrics.clone();
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render_text()) }
     };
-    if let Err(error) = axum::serve(listener, Router::new().fallback(render)).await {
+    // The same kind of connection as the API's: one server in the binary.
+    let (connections, _) = Connections::new(listener);
+    if let Err(error) = axum::serve(connections, Router::new().fallback(render)).await {
         tracing::error!(error = %error, "the metrics endpoint has ended");
     }
 }

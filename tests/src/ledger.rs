@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use selvedge_tests::mqtt::Client;
+use crate::mqtt::Client;
 
 /// Topic and number of a message.
 pub type Entry = (String, u64);
@@ -19,6 +19,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
+    /// Publishes `rate` numbers a second, ten at a time, to `sensors/NAME`.
+    #[must_use]
     pub fn start(port: u16, name: &str, rate: u32) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
         let (s, a, name) = (stop.clone(), acknowledged.clone(), name.to_owned());
@@ -26,11 +28,29 @@ impl Publisher {
         Self { stop, acknowledged, thread: Some(thread) }
     }
 
+    /// How many were acknowledged.
+    ///
+    /// # Panics
+    /// When the publishing thread has.
+    #[must_use]
     pub fn count(&self) -> usize {
         self.acknowledged.lock().unwrap().len()
     }
 
+    /// What was acknowledged so far.
+    ///
+    /// # Panics
+    /// When the publishing thread has.
+    #[must_use]
+    pub fn acknowledged(&self) -> BTreeSet<Entry> {
+        self.acknowledged.lock().unwrap().clone()
+    }
+
     /// Stops; gives everything that was acknowledged.
+    ///
+    /// # Panics
+    /// When the publishing thread has.
+    #[must_use]
     pub fn finish(mut self) -> BTreeSet<Entry> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
@@ -78,6 +98,11 @@ pub struct Sink {
 }
 
 impl Sink {
+    /// Subscribes; `prefix` is taken off topics.
+    ///
+    /// # Panics
+    /// When the broker cannot be reached.
+    #[must_use]
     pub fn start(port: u16, filter: &str, prefix: &str) -> Self {
         let (stop, arrived) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let mut client = Client::connect(port, "sink", true).unwrap();
@@ -94,12 +119,21 @@ impl Sink {
         Self { stop, arrived, thread: Some(thread) }
     }
 
+    /// What has arrived so far.
+    ///
+    /// # Panics
+    /// When the collecting thread has.
+    #[must_use]
     pub fn arrived(&self) -> BTreeSet<Entry> {
         self.arrived.lock().unwrap().iter().cloned().collect()
     }
 
-    /// Checks the books: nothing acknowledged is missing, and the first arrivals of each topic are in order.
-    pub fn check(mut self, acknowledged: &BTreeSet<Entry>, within: Duration) {
+    /// Waits until everything acknowledged has arrived, at most this long, and closes the books.
+    ///
+    /// # Panics
+    /// When the collecting thread has.
+    #[must_use]
+    pub fn close(mut self, acknowledged: &BTreeSet<Entry>, within: Duration) -> Verdict {
         let end = Instant::now() + within;
         while !acknowledged.is_subset(&self.arrived()) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
@@ -108,17 +142,55 @@ impl Sink {
         self.thread.take().unwrap().join().unwrap();
         let arrived = self.arrived.lock().unwrap().clone();
         let all: BTreeSet<Entry> = arrived.iter().cloned().collect();
-        let missing: Vec<_> = acknowledged.difference(&all).take(10).collect();
-        assert!(missing.is_empty(), "acknowledged and missing: {missing:?} of {} (arrived {})", acknowledged.len(), all.len());
         let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
         let mut known: BTreeSet<&Entry> = BTreeSet::new();
+        let mut disordered = Vec::new();
         for entry in &arrived {
             if known.insert(entry)
                 && let Some(before) = seen.insert(&entry.0, entry.1)
+                && before >= entry.1
             {
-                assert!(before < entry.1, "{}: {} came first after {before}", entry.0, entry.1);
+                disordered.push(entry.clone());
             }
         }
-        println!("{} acknowledged, {} arrived, {} of them repeated", acknowledged.len(), all.len(), arrived.len() - all.len());
+        Verdict {
+            acknowledged: acknowledged.len(),
+            arrived: all.len(),
+            repeated: arrived.len() - all.len(),
+            missing: acknowledged.difference(&all).cloned().collect(),
+            disordered,
+        }
     }
+
+    /// Checks the books: nothing acknowledged is missing, and the first arrivals of each topic are in order.
+    ///
+    /// # Panics
+    /// When they do not hold.
+    pub fn check(self, acknowledged: &BTreeSet<Entry>, within: Duration) {
+        let verdict = self.close(acknowledged, within);
+        assert!(
+            verdict.missing.is_empty(),
+            "acknowledged and missing: {:?} of {} (arrived {})",
+            &verdict.missing[..verdict.missing.len().min(10)],
+            verdict.acknowledged,
+            verdict.arrived
+        );
+        assert!(verdict.disordered.is_empty(), "came after a later one: {:?}", verdict.disordered);
+        println!("{} acknowledged, {} arrived, {} of them repeated", verdict.acknowledged, verdict.arrived, verdict.repeated);
+    }
+}
+
+/// What the books say.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Messages that were acknowledged to their publishers.
+    pub acknowledged: usize,
+    /// Different messages that arrived.
+    pub arrived: usize,
+    /// Arrivals of messages that had arrived before.
+    pub repeated: usize,
+    /// Acknowledged and not arrived.
+    pub missing: Vec<Entry>,
+    /// Whose first arrival came after that of a later one of its topic.
+    pub disordered: Vec<Entry>,
 }
