@@ -22,5 +22,7 @@ pub mod outbox;
 pub mod resource;
 pub mod telemetry;
 pub mod time;
+#[cfg(feature = "tls")]
+pub mod tls_time;
 pub mod topic;
 pub mod units;

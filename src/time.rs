@@ -57,17 +57,34 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Monotonic;
 }
 
-/// The machine's clocks.
+/// When this was written, 2025-11-24: a clock that shows less has not been set.
+const WRITTEN: Timestamp = Timestamp(1_763_942_400_000);
+
+/// What the wall clock shows, or the time that is known to have passed when it has not been set. One that shows more than it should is
+/// believed: nothing tells it from one that is right.
+fn plausible(shown: Timestamp, known: Timestamp) -> Timestamp {
+    if shown >= WRITTEN { shown } else { shown.max(known) }
+}
+
+/// The machine's clocks. A wall clock that has not been set (a box without a battery clock begins in 1970, and would find every
+/// certificate "not yet valid") begins at the last time that is known.
 #[derive(Debug)]
 pub struct SystemClock {
     start: std::time::Instant,
+    floor: Timestamp,
 }
 
 impl SystemClock {
     /// A clock whose monotonic time starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self { start: std::time::Instant::now() }
+        Self::with_floor(Timestamp::default())
+    }
+
+    /// The same; while the machine's wall clock has not been set, it runs on from `floor`, the last time that is known to have been.
+    #[must_use]
+    pub fn with_floor(floor: Timestamp) -> Self {
+        Self { start: std::time::Instant::now(), floor: floor.max(WRITTEN) }
     }
 }
 
@@ -80,11 +97,54 @@ impl Default for SystemClock {
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        plausible(Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)), self.floor.plus(self.start.elapsed()))
     }
 
     fn monotonic(&self) -> Monotonic {
         Monotonic(self.start.elapsed())
+    }
+}
+
+/// The clock that lifetimes of stored records are counted with: begins at the wall clock, or at the latest time that the store knows if
+/// that is later, and then runs with the monotonic clock alone. So nothing expires because the wall clock jumps while the box runs.
+#[derive(Clone)]
+pub struct QueueClock {
+    clock: std::sync::Arc<dyn Clock>,
+    base: Timestamp,
+    begun: Monotonic,
+}
+
+impl std::fmt::Debug for QueueClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueClock").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+impl QueueClock {
+    /// Begins now. `known` is a time that has been.
+    #[must_use]
+    pub fn new(clock: std::sync::Arc<dyn Clock>, known: Timestamp) -> Self {
+        let (base, begun) = (clock.now().max(known), clock.monotonic());
+        Self { clock, base, begun }
+    }
+
+    /// The time on this clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.base.plus(self.clock.monotonic().since(self.begun))
+    }
+
+    /// What the wall clock shows, or would have shown had it been right then, at a time on this clock since it began.
+    #[must_use]
+    pub fn wall(&self, at: Timestamp) -> Timestamp {
+        let ago = self.now().since(at);
+        Timestamp(self.clock.now().0.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Time for intervals.
+    #[must_use]
+    pub fn monotonic(&self) -> Monotonic {
+        self.clock.monotonic()
     }
 }
 
@@ -121,5 +181,41 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Monotonic {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_clock_that_was_not_set_begins_at_the_last_time_that_is_known() {
+        let (known, later) = (WRITTEN.plus(DAY), WRITTEN.plus(DAY * 9));
+        assert_eq!(plausible(Timestamp(5_000), known), known, "1970");
+        assert_eq!(plausible(later, known), later);
+        assert_eq!(plausible(WRITTEN, known), WRITTEN, "set, and behind a time that was wrong");
+        assert!(SystemClock::new().now() >= WRITTEN);
+    }
+
+    #[test]
+    fn the_stores_clock_runs_on_whatever_the_wall_clock_does() {
+        let wall = Arc::new(ManualClock::at(Timestamp(1_000)));
+        // The box begins in 1970; the store knows better.
+        let queue = QueueClock::new(wall.clone(), WRITTEN);
+        let accepted = queue.now();
+        assert_eq!(accepted, WRITTEN);
+        wall.advance(DAY);
+        wall.set_wall(WRITTEN.plus(DAY * 30));
+        assert_eq!(queue.now(), WRITTEN.plus(DAY), "a day has passed, whatever was set");
+        assert_eq!(queue.wall(accepted), WRITTEN.plus(DAY * 29), "by the clock that is right now");
+        wall.set_wall(Timestamp(0));
+        assert_eq!(queue.now(), WRITTEN.plus(DAY));
+        // A store whose latest record is older than the wall clock's time begins at that.
+        wall.set_wall(WRITTEN.plus(DAY * 40));
+        assert_eq!(QueueClock::new(wall, WRITTEN).now(), WRITTEN.plus(DAY * 40));
     }
 }

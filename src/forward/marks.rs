@@ -25,10 +25,10 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// The marks of a record; `delayed` adds the delay. At most three.
+    /// The marks of a record; `delayed` adds the delay until `now` on the store's clock. At most three.
     pub(super) fn of<'a>(&'a mut self, outbox: &Outbox, record: &Record<'_>, now: Timestamp, delayed: bool) -> ([(&'a str, &'a str); 3], usize) {
         self.write_id(outbox, record);
-        self.write_time(record.accepted_at());
+        self.write_time(outbox.accepted_at(record));
         let count = if delayed {
             self.delay.clear();
             // Writing into a String does not fail.

@@ -488,7 +488,7 @@ impl Forwarder {
 
     /// Hands the run that was read to the uplink.
     fn enqueue_run(&mut self, origin: Origin, now: Monotonic) {
-        let wall = self.clock.now();
+        let now_in_queue = self.hub.outbox().now();
         let upto = match self.sent_upto.iter_mut().position(|(o, _)| *o == origin) {
             Some(at) => at,
             None => {
@@ -512,12 +512,12 @@ impl Forwarder {
                 continue;
             }
             let topic = self.feed.map(origin.source, record.source(), record.topic());
-            let waited = wall.since(record.accepted_at());
+            let waited = now_in_queue.since(record.accepted_at());
             let repeated = sequence <= self.sent_upto[upto].1;
             let marks;
             let marks = if self.limits.carries_marks {
                 let delayed = !live || repeated || waited >= DELAY_WORTH_A_MARK;
-                marks = self.marks.of(self.hub.outbox(), &record, wall, delayed);
+                marks = self.marks.of(self.hub.outbox(), &record, now_in_queue, delayed);
                 &marks.0[..marks.1]
             } else {
                 &[][..]
@@ -533,7 +533,7 @@ impl Forwarder {
                     marks,
                     retain: record.retain(),
                     // The reader leaves out what has expired; what expires in this second still goes.
-                    expires_seconds: record.remaining_seconds(wall).map(|left| left.max(1)),
+                    expires_seconds: record.remaining_seconds(now_in_queue).map(|left| left.max(1)),
                     repeated,
                 })
             });

@@ -36,8 +36,8 @@ pub use store::node_id;
 
 /// Opens the node's own tables in the data folder.
 pub type OpenTables = Arc<dyn Fn(PathBuf, Metrics) -> Fut<'static, Result<Arc<dyn Tables>, String>> + Send + Sync>;
-/// Makes the built-in pub/sub: name, application id, exchange, clock, metrics.
-pub type MakeLocal = Arc<dyn Fn(&str, &str, Hub, Arc<dyn Clock>, &Metrics) -> Arc<dyn PubSub> + Send + Sync>;
+/// Makes the built-in pub/sub: name, application id, exchange, metrics.
+pub type MakeLocal = Arc<dyn Fn(&str, &str, Hub, &Metrics) -> Arc<dyn PubSub> + Send + Sync>;
 
 /// What a target gives the node.
 #[derive(Clone)]
@@ -258,7 +258,7 @@ impl Node {
         if let Some(hub) = &hub
             && config.resources.needs_local()
         {
-            let local = (host.make_local)("local", &config.app_id, hub.clone(), host.clock.clone(), &host.metrics);
+            let local = (host.make_local)("local", &config.app_id, hub.clone(), &host.metrics);
             components.add_local(local);
         }
         let (forwarders, inbound) = match &hub {

@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::message::Attributes;
-use crate::time::Clock;
+use crate::time::{Clock, QueueClock, Timestamp};
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
@@ -342,7 +342,7 @@ impl Signal {
 struct Shared {
     config: OutboxConfig,
     storage: Arc<dyn Storage>,
-    clock: Arc<dyn Clock>,
+    clock: QueueClock,
     epoch: u32,
     lanes: Vec<LaneCell>,
     manifest: Mutex<Manifest>,
@@ -406,6 +406,7 @@ impl Outbox {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Writer, Recovery), OutboxError> {
         let recovered = recover::recover(&config, storage.as_ref(), clock.as_ref())?;
+        let clock = QueueClock::new(clock, recovered.latest);
         let lanes = recovered
             .lanes
             .into_iter()
@@ -454,6 +455,19 @@ impl Outbox {
     #[must_use]
     pub fn lanes(&self) -> Vec<(LaneId, String)> {
         self.shared.lanes.iter().enumerate().map(|(i, cell)| (LaneId(i as u16), cell.lock().config.name.clone())).collect()
+    }
+
+    /// The time that lifetimes of records are counted with ([`QueueClock`]).
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.shared.clock.now()
+    }
+
+    /// When a record was accepted, by the wall clock. What was accepted since the start is told by the wall clock as it is now, which may
+    /// have been set since.
+    #[must_use]
+    pub fn accepted_at(&self, record: &Record<'_>) -> Timestamp {
+        if record.id.epoch == self.shared.epoch { self.shared.clock.wall(record.accepted_at()) } else { record.accepted_at() }
     }
 
     /// A lane's name.

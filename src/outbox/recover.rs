@@ -12,7 +12,7 @@ use super::files::{self, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
 use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, writer};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
 pub(crate) const MANIFEST: &str = "manifest";
 pub(crate) const CURSORS: [&str; 2] = ["cursors-a", "cursors-b"];
@@ -36,6 +36,8 @@ pub(crate) struct Recovered {
     pub lanes: Vec<Lane>,
     pub manifest: Manifest,
     pub page_generation: u64,
+    /// The latest time that the store knows.
+    pub latest: Timestamp,
     pub report: Recovery,
 }
 
@@ -103,6 +105,8 @@ struct Scan {
     next: u64,
     counts: BTreeMap<DestinationId, u64>,
     records: u64,
+    /// When the latest one was accepted.
+    latest: Timestamp,
     /// Something that is no record follows, where a preallocated tail would have zeros.
     torn: bool,
 }
@@ -110,6 +114,7 @@ struct Scan {
 /// Walks the records of a file from `start`.
 fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Result<Scan> {
     let (mut offset, mut next, mut counts, mut records, mut torn) = (start, first, BTreeMap::new(), 0, false);
+    let mut latest = Timestamp::default();
     let mut buffer = vec![0; SCAN_BYTES];
     loop {
         let filled = file.read_at(offset, &mut buffer)?;
@@ -119,6 +124,7 @@ fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Re
                 Ok((record, length)) if record.sequence >= next => {
                     next = record.sequence + 1;
                     records += 1;
+                    latest = latest.max(record.accepted_at);
                     for d in record.destinations() {
                         *counts.entry(d).or_default() += 1;
                     }
@@ -138,7 +144,7 @@ fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Re
         };
         offset += at as u64;
         if stop {
-            return Ok(Scan { end: offset, next, counts, records, torn });
+            return Ok(Scan { end: offset, next, counts, records, latest, torn });
         }
     }
 }
@@ -170,8 +176,9 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     }
 
     let mut lanes = Vec::with_capacity(configs.len());
+    let mut latest = Timestamp::default();
     for lane_config in configs {
-        let lane = recover_lane(config, lane_config, storage, &page, &mut manifest, &mut report)?;
+        let lane = recover_lane(config, lane_config, storage, &page, &mut manifest, &mut latest, &mut report)?;
         lanes.push(lane);
     }
     // Every destination has a place in every lane from the start.
@@ -185,7 +192,7 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
                 lane.places.entry(id).or_insert_with(|| Place { cursor: Cursor::restore(next, [], [0; 4]), ..Place::default() });
             }
         }
-        lane.trim(clock.now(), 0);
+        lane.trim(clock.now().max(latest), 0);
     }
     manifest.version = VERSION;
     manifest.node.clone_from(&config.node);
@@ -193,7 +200,7 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     let path = dir.join(MANIFEST);
     storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
     report.segments = lanes.iter().map(|l| l.segments.len()).sum();
-    Ok(Recovered { lanes, manifest, page_generation: page.generation, report })
+    Ok(Recovered { lanes, manifest, page_generation: page.generation, latest, report })
 }
 
 fn recover_lane(
@@ -202,6 +209,7 @@ fn recover_lane(
     storage: &dyn Storage,
     page: &CursorPage,
     manifest: &mut Manifest,
+    latest: &mut Timestamp,
     report: &mut Recovery,
 ) -> Result<Lane, OutboxError> {
     let dir = config.dir.join(&lane_config.name);
@@ -257,8 +265,9 @@ fn recover_lane(
 
     let mut accepted: BTreeMap<DestinationId, u64> = BTreeMap::new();
     if let Some(last) = lane.segments.back_mut() {
-        let Scan { end, next, counts, records, torn } =
+        let Scan { end, next, counts, records, latest: accepted_last, torn } =
             scan(last.file.as_ref(), last.data_start, last.base, largest).map_err(|e| directory("cannot read", &last.path, &e))?;
+        *latest = (*latest).max(accepted_last).max(last.created);
         report.scanned_records += records;
         report.torn_tails += usize::from(torn);
         if end < last.data_end && last.file.set_len(end).is_ok() {

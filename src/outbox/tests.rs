@@ -245,6 +245,52 @@ fn expired_records_are_left_out_and_counted() {
 }
 
 #[test]
+fn no_jump_of_the_wall_clock_and_no_start_in_1970_makes_a_record_expire() {
+    let hour = Duration::from_secs(3_600);
+    let (storage, mut lasting) = (SimStorage::default(), fsync());
+    lasting.lanes[0].ttl = Some(2 * hour);
+    let (mut b, _) = open(lasting.clone(), &storage);
+    b.append_with(&payload(1), Some(3_600));
+    b.append(2);
+    // Set from nowhere to 2026, back before the beginning, and to 2082.
+    for wall in [1_795_000_000_000, 0, 3_500_000_000_000] {
+        b.clock.set_wall(Timestamp(wall));
+        b.writer.step(false);
+        assert_eq!(b.row().queued, 2);
+    }
+    assert_eq!(
+        b.outbox.accepted_at(
+            &{
+                let mut run = Run::default();
+                b.outbox.reader(b.to, b.lane).next_run(1, 1_000, &mut run).unwrap();
+                run
+            }
+            .iter()
+            .next()
+            .unwrap()
+        ),
+        Timestamp(3_500_000_000_000),
+        "told by the clock as it is now"
+    );
+    b.clock.advance(hour / 2);
+    b.append(3);
+    b.writer.step(true);
+    drop(b);
+    // The next start is in 1970: what the store knows counts.
+    let clock = Arc::new(ManualClock::at(Timestamp(0)));
+    let (outbox, writer, _) = Outbox::open_without_thread(lasting, Arc::new(storage.clone()), clock.clone()).unwrap();
+    let (to, lane) = (outbox.destination("upstream/cloud").unwrap(), outbox.lane("default").unwrap());
+    let b = Bench { outbox, writer, clock, to, lane };
+    b.clock.advance(hour);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert_eq!(b.read(&mut reader), [(2, 2), (3, 3)], "an hour and a half of its own hour is over, of two hours not");
+    assert_eq!(b.row().expired, 1);
+    b.clock.advance(hour);
+    reader.rewind();
+    assert_eq!(b.read(&mut reader), [(3, 3)]);
+}
+
+#[test]
 fn a_failed_sync_moves_what_was_not_safe_to_a_fresh_segment() {
     let storage = SimStorage::default();
     let (mut b, _) = open(fsync(), &storage);

@@ -37,8 +37,8 @@ pub async fn binding(context: ComponentContext) -> Result<Binding, InitError> {
     let settings = Settings::read(&context.properties)?;
     // A plain URL needs no TLS, and so does not load the system's certificates.
     let tls = if settings.is_https() || settings.root_ca.is_some() || settings.client_cert.is_some() {
-        let settings = settings.clone();
-        let config = tokio::task::spawn_blocking(move || tls::config(&settings)).await;
+        let (settings, clock) = (settings.clone(), context.clock.clone());
+        let config = tokio::task::spawn_blocking(move || tls::config(&settings, clock)).await;
         Some(config.map_err(|e| InitError::failed("reading certificates", e))??)
     } else {
         None

@@ -7,14 +7,16 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use selvedge::component::InitError;
+use selvedge::time::Clock;
+use selvedge::tls_time::TlsTime;
 
 use crate::settings::Settings;
 
-/// Reads certificates and keys. Blocks on files.
+/// Reads certificates and keys; they are valid by this clock. Blocks on files.
 ///
 /// # Errors
 /// Names the setting that cannot be used; never shows a key.
-pub(crate) fn config(settings: &Settings) -> Result<Arc<ClientConfig>, InitError> {
+pub(crate) fn config(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, InitError> {
     let mut roots = RootCertStore::empty();
     match &settings.root_ca {
         // An own authority stands in for those of the system.
@@ -33,7 +35,7 @@ pub(crate) fn config(settings: &Settings) -> Result<Arc<ClientConfig>, InitError
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_details(provider, Arc::new(TlsTime(clock)))
         .with_safe_default_protocol_versions()
         .map_err(|e| InitError::failed("TLS", e))?
         .with_root_certificates(roots);

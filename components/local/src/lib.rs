@@ -18,7 +18,6 @@ use std::time::Duration;
 use selvedge::component::{ComponentContext, InitError, PropertyError, PubSub, Registry};
 use selvedge::hub::Hub;
 use selvedge::telemetry::Metrics;
-use selvedge::time::Clock;
 
 /// Registers `pubsub.local`.
 pub fn register(registry: &mut Registry) {
@@ -54,8 +53,8 @@ impl Default for LocalOptions {
 /// Must be called inside the node's runtime. Subscriptions that the application held when the node stopped collect messages
 /// from now on, before the application has come back.
 #[must_use]
-pub fn local(name: &str, app_id: &str, hub: Hub, clock: Arc<dyn Clock>, metrics: &Metrics, options: LocalOptions) -> Arc<dyn PubSub> {
-    Arc::new(LocalPubSub::new(name, app_id, hub, clock, metrics, options))
+pub fn local(name: &str, app_id: &str, hub: Hub, metrics: &Metrics, options: LocalOptions) -> Arc<dyn PubSub> {
+    Arc::new(LocalPubSub::new(name, app_id, hub, metrics, options))
 }
 
 /// Builds a `pubsub.local`. Settings: `concurrency` (16), `retryMaxInterval` (30s), `forgetAfter` (168h, 0 = never).
@@ -73,5 +72,5 @@ pub async fn pubsub(context: ComponentContext) -> Result<Arc<dyn PubSub>, InitEr
     let retry_max = properties.duration("retryMaxInterval", default.retry_max)?.max(default.retry_first);
     let options = LocalOptions { concurrency, retry_max, forget_after: properties.duration("forgetAfter", default.forget_after)?, ..default };
     let hub = context.hub.ok_or_else(|| InitError::Failed("the node has no store for local messages".to_owned()))?;
-    Ok(local(&context.name, &context.app_id, hub, context.clock, &context.metrics, options))
+    Ok(local(&context.name, &context.app_id, hub, &context.metrics, options))
 }

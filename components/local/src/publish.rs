@@ -13,7 +13,6 @@ use selvedge::hub::{AcceptError, Hub};
 use selvedge::message::{Attributes, Inbound};
 use selvedge::outbox::OutboxError;
 use selvedge::telemetry::Metrics;
-use selvedge::time::Clock;
 use tokio::time::Instant;
 
 use crate::LocalOptions;
@@ -44,14 +43,14 @@ impl std::fmt::Debug for LocalPubSub {
 }
 
 impl LocalPubSub {
-    pub(crate) fn new(name: &str, app_id: &str, hub: Hub, clock: Arc<dyn Clock>, metrics: &Metrics, options: LocalOptions) -> Self {
+    pub(crate) fn new(name: &str, app_id: &str, hub: Hub, metrics: &Metrics, options: LocalOptions) -> Self {
         let failures = metrics.shared(
             "selvedge_local_handler_failures",
             "Messages of the local pub/sub whose handler failed; each is tried again",
             Family::<Vec<(&'static str, String)>, Counter>::default,
         );
         let failures = Counter::clone(&failures.get_or_create(&vec![("pubsub", name.to_owned())]));
-        let subscriptions = Subscriptions::new(name, app_id, hub.clone(), clock, options, failures);
+        let subscriptions = Subscriptions::new(name, app_id, hub.clone(), options, failures);
         subscriptions.restore();
         Self { name: name.to_owned(), hub, subscriptions }
     }

@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use selvedge::component::{Fut, HandlerError, MessageHandler, PubSubError, SubscriptionHandle};
 use selvedge::hub::{Consumer, Hub, LaneRun};
 use selvedge::outbox::DestinationId;
-use selvedge::time::{Clock, Monotonic};
+use selvedge::time::Monotonic;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -43,7 +43,6 @@ pub(crate) struct Subscriptions {
     /// Beginning of the names of this application's destinations.
     prefix: String,
     hub: Hub,
-    clock: Arc<dyn Clock>,
     options: LocalOptions,
     failures: Counter,
     standing: Mutex<HashMap<String, Standing>>,
@@ -53,12 +52,11 @@ pub(crate) struct Subscriptions {
 }
 
 impl Subscriptions {
-    pub fn new(pubsub: &str, app_id: &str, hub: Hub, clock: Arc<dyn Clock>, options: LocalOptions, failures: Counter) -> Arc<Self> {
+    pub fn new(pubsub: &str, app_id: &str, hub: Hub, options: LocalOptions, failures: Counter) -> Arc<Self> {
         Arc::new(Self {
             pubsub: pubsub.to_owned(),
             prefix: format!("app/{app_id}/{pubsub}/"),
             hub,
-            clock,
             options,
             failures,
             standing: Mutex::default(),
@@ -213,7 +211,7 @@ impl Server {
         let mut unreadable_until = None;
         loop {
             let caught_up = self.read(&mut consumer, &mut run, &mut unreadable_until);
-            while let Some(job) = self.dispatcher.start(self.now(), self.subscriptions.clock.now()) {
+            while let Some(job) = self.dispatcher.start(self.now(), self.subscriptions.hub.outbox().now()) {
                 let (topic, origin) = (job.delivery.topic.clone(), job.origin);
                 let task = jobs.spawn(handle(self.handler.clone(), job));
                 doing.insert(task.id(), (topic, origin));
@@ -270,11 +268,11 @@ impl Server {
 
     fn take_run(&mut self, consumer: &Consumer, run: &LaneRun) {
         let Some(lane) = run.lane() else { return };
-        let wall = self.subscriptions.clock.now();
         let outbox = self.subscriptions.hub.outbox();
+        let now = outbox.now();
         let mut done = Vec::new();
         for record in run.run.iter() {
-            let expires = record.remaining_seconds(wall).map(|left| wall.plus(Duration::from_secs(u64::from(left))));
+            let expires = record.remaining_seconds(now).map(|left| now.plus(Duration::from_secs(u64::from(left))));
             let facts = Facts {
                 topic: record.topic(),
                 payload: Bytes::copy_from_slice(record.payload()),

@@ -798,7 +798,7 @@ impl<S: Stream> Connection<S> {
 
     fn send_records(&mut self) -> Result<(), End> {
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
-        let now = self.broker.clock.now();
+        let now = self.broker.hub.outbox().now();
         loop {
             if self.run_at >= self.run.run.len() {
                 let room = self.window.saturating_sub(self.session.in_flight());

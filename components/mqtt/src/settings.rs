@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvedge::component::{ComponentContext, InitError, Properties, PropertyError};
+use selvedge::component::{ComponentContext, InitError, PropertyError};
 
 use crate::tls::{self, Tls};
 
@@ -92,7 +92,7 @@ impl Settings {
         let qos = properties.integer("qos", 1)?;
         // Dapr's reading: what fits three bits passes; the protocol knows 0 to 2.
         let qos = u8::try_from(qos).ok().filter(|q| *q <= 7).ok_or_else(|| PropertyError::invalid("qos", qos.to_string(), "0, 1 or 2"))?.min(2);
-        let tls = if url.tls { Some(Arc::new(tls_settings(properties)?)) } else { None };
+        let tls = if url.tls { Some(Arc::new(tls_settings(context)?)) } else { None };
         Ok(Self {
             name: context.name.clone(),
             version,
@@ -115,10 +115,10 @@ impl Settings {
     }
 }
 
-fn tls_settings(properties: &Properties) -> Result<Tls, InitError> {
+fn tls_settings(context: &ComponentContext) -> Result<Tls, InitError> {
     // These three are strict about case, as they are in Dapr.
-    let pem = |name| properties.get_exact(name).filter(|v| !v.is_empty());
-    tls::Tls::from_pem(pem("caCert"), pem("clientCert"), pem("clientKey")).map_err(|e| InitError::Property(e.into_property()))
+    let pem = |name| context.properties.get_exact(name).filter(|v| !v.is_empty());
+    tls::Tls::from_pem(pem("caCert"), pem("clientCert"), pem("clientKey"), context.clock.clone()).map_err(|e| InitError::Property(e.into_property()))
 }
 
 /// The URL without what may be a secret.

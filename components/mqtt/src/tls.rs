@@ -7,6 +7,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use selvedge::component::{LinkCause, PropertyError};
+use selvedge::time::Clock;
+use selvedge::tls_time::TlsTime;
 
 /// A client's TLS settings.
 #[derive(Clone)]
@@ -47,11 +49,11 @@ fn certificates(key: &'static str, pem: &str) -> Result<Vec<CertificateDer<'stat
 }
 
 impl Tls {
-    /// TLS 1.2 and 1.3 with these roots (the system's when there is no `ca`) and this identity.
+    /// TLS 1.2 and 1.3 with these roots (the system's when there is no `ca`) and this identity; certificates are valid by this clock.
     ///
     /// # Errors
     /// Names the setting that cannot be used.
-    pub fn from_pem(ca: Option<&str>, certificate: Option<&str>, key: Option<&str>) -> Result<Self, TlsError> {
+    pub fn from_pem(ca: Option<&str>, certificate: Option<&str>, key: Option<&str>, clock: Arc<dyn Clock>) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         match ca {
             Some(pem) => {
@@ -69,7 +71,7 @@ impl Tls {
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(TlsTime(clock)))
             .with_safe_default_protocol_versions()
             .map_err(|e| fail("url", e))?
             .with_root_certificates(roots);

@@ -29,8 +29,8 @@ fn registry() -> Registry {
     registry
 }
 
-fn local(name: &str, app_id: &str, hub: Hub, clock: Arc<dyn Clock>, metrics: &Metrics) -> Arc<dyn PubSub> {
-    selvedge_local::local(name, app_id, hub, clock, metrics, LocalOptions::default())
+fn local(name: &str, app_id: &str, hub: Hub, metrics: &Metrics) -> Arc<dyn PubSub> {
+    selvedge_local::local(name, app_id, hub, metrics, LocalOptions::default())
 }
 
 /// The host that nodes of this binary are built on.

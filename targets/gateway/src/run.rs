@@ -1,6 +1,6 @@
 //! Running the node: configuration, build, serve, drain, exit code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use selvedge::resource::{
     load_configuration,
 };
 use selvedge::telemetry::{Metrics, logs};
-use selvedge::time::{Clock, SystemClock};
+use selvedge::time::{Clock, SystemClock, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -43,6 +43,16 @@ pub fn data_dir(flags: &Flags, app_id: &str) -> PathBuf {
     }
     let base = variable("XDG_STATE_HOME").or_else(|| variable("HOME").map(|h| h.join(".local/state"))).unwrap_or_else(|| PathBuf::from("/var/lib"));
     base.join("selvedge").join(app_id)
+}
+
+/// When the node last wrote into its data folder.
+fn last_known_time(data_dir: &Path) -> Timestamp {
+    let written = |path: PathBuf| path.metadata().and_then(|m| m.modified()).ok();
+    let outbox = data_dir.join("outbox");
+    let files = [data_dir.join("escape.json"), outbox.join("manifest"), outbox.join("cursors-a"), outbox.join("cursors-b")];
+    let last = files.into_iter().filter_map(written).max();
+    let since = last.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+    Timestamp::default().plus(since)
 }
 
 fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
@@ -147,7 +157,7 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     }
     let threads = flags.threads()?;
     let doors = Doors::from_flags(flags)?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::with_floor(last_known_time(&data_dir(flags, &app_id))));
     logs::start(
         logs::LogOptions {
             level: level(flags)?,

@@ -93,6 +93,8 @@ async fn tls_server(answer: fn(&str) -> String) -> (String, Asked) {
 
 async fn open(url: &str, settings: &[(&str, &str)]) -> Arc<dyn OutputBinding> {
     let bench = Bench::new().await;
+    // After the certificates of these tests were made.
+    bench.clock.advance(Duration::from_secs(86_400));
     let all: Vec<_> = [("url", url)].iter().chain(settings).copied().collect();
     binding(bench.context("bindings.http", &all)).await.unwrap().output.unwrap()
 }
@@ -195,6 +197,13 @@ async fn both_sides_prove_who_they_are_over_tls() {
     assert_eq!(response.metadata["statusCode"], "200");
     assert_eq!(asked.lock().unwrap().len(), 1);
 
+    // The node's clock counts, not the system's.
+    let early = Bench::new().await;
+    let mut settings = vec![("url", url.as_str())];
+    settings.extend(mutual);
+    let early = binding(early.context("bindings.http", &settings)).await.unwrap().output.unwrap();
+    let early = call(&early, "get", "", &[]).await;
+    assert!(matches!(&early, Err(BindingError::Unavailable(text)) if text.contains("not valid yet")), "{early:?}");
     let anonymous = call(&open(&url, &[("mtlsRootCA", CA)]).await, "get", "", &[]).await;
     assert!(matches!(anonymous, Err(BindingError::Unavailable(_))), "{anonymous:?}");
     let distrusting = call(&open(&url, &mutual[1..]).await, "get", "", &[]).await;

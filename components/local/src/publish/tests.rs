@@ -9,7 +9,7 @@ use super::*;
 
 fn open(bench: &Bench) -> Arc<dyn PubSub> {
     let options = LocalOptions { retry_first: Duration::from_millis(5), ..LocalOptions::default() };
-    crate::local("local", "app", bench.hub.clone(), bench.clock.clone(), &bench.metrics, options)
+    crate::local("local", "app", bench.hub.clone(), &bench.metrics, options)
 }
 
 /// Collects what comes; refuses while `refuse` is set.
@@ -274,7 +274,7 @@ async fn in_a_bulk_only_the_bad_entries_fail() {
 async fn a_subscription_that_nobody_holds_is_forgotten_in_the_end() {
     let bench = Bench::new().await;
     let options = LocalOptions { forget_after: Duration::from_secs(3600), ..LocalOptions::default() };
-    let pubsub = crate::local("local", "app", bench.hub.clone(), bench.clock.clone(), &bench.metrics, options);
+    let pubsub = crate::local("local", "app", bench.hub.clone(), &bench.metrics, options);
     pubsub.subscribe(to("f"), Inbox::new()).await.unwrap().close().await;
     tokio::time::sleep(Duration::from_secs(3000)).await;
     pubsub.subscribe(to("f"), Inbox::new()).await.unwrap().close().await;
