@@ -40,6 +40,7 @@ pub struct ForwardMetrics {
     sent: Family<Upstream, Counter>,
     acknowledged: Family<Upstream, Counter>,
     refused: Family<Upstream, Counter>,
+    defects: Family<Upstream, Counter>,
     bytes: Family<Upstream, Counter>,
     in_flight: Family<Upstream, Gauge>,
     latency: Family<Upstream, Histogram, LatencyBuckets>,
@@ -61,6 +62,7 @@ impl ForwardMetrics {
             sent: Family::default(),
             acknowledged: Family::default(),
             refused: Family::default(),
+            defects: Family::default(),
             bytes: Family::default(),
             in_flight: Family::default(),
             latency: Family::new_with_constructor(LatencyBuckets),
@@ -71,6 +73,7 @@ impl ForwardMetrics {
             r.register("selvedge_forward_sent", "Records handed to the upstream's connection, repeats included", all.sent.clone());
             r.register("selvedge_forward_acknowledged", "Records that the upstream took responsibility for", all.acknowledged.clone());
             r.register("selvedge_forward_refused", "Records that the upstream refused for good", all.refused.clone());
+            r.register("selvedge_forward_defects", "Panics of a forwarder or its uplink; each opens the link anew", all.defects.clone());
             r.register("selvedge_forward_bytes", "Payload and topic bytes handed to the connection", all.bytes.clone());
             r.register("selvedge_forward_inflight", "Records sent and not answered", all.in_flight.clone());
             r.register("selvedge_forward_latency_seconds", "From sending a record to its acknowledgement", all.latency.clone());
@@ -88,6 +91,7 @@ impl ForwardMetrics {
             sent: self.sent.get_or_create(&label).clone(),
             acknowledged: self.acknowledged.get_or_create(&label).clone(),
             refused: self.refused.get_or_create(&label).clone(),
+            defects: self.defects.get_or_create(&label).clone(),
             bytes: self.bytes.get_or_create(&label).clone(),
             in_flight: self.in_flight.get_or_create(&label).clone(),
             latency: self.latency.get_or_create(&label).clone(),
@@ -103,6 +107,7 @@ pub(super) struct UpstreamMetrics {
     pub(super) sent: Counter,
     pub(super) acknowledged: Counter,
     pub(super) refused: Counter,
+    pub(super) defects: Counter,
     pub(super) bytes: Counter,
     in_flight: Gauge,
     latency: Histogram,

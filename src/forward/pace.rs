@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn rates_hold_over_time_for_small_and_for_huge_messages() {
-        let drain = |m, b| DrainSpec { messages_per_second: m, bytes_per_second: b, jitter: Duration::ZERO };
+        let drain = |m, b| DrainSpec { messages_per_second: m, bytes_per_second: b, ..DrainSpec::default() };
         for (limits, size, seconds, expected) in [
             (drain(Some(100), None), 10, 10, 1_000..=1_012),
             (drain(None, Some(1_000)), 100, 10, 100..=103),

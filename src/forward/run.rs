@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -26,6 +27,8 @@ use crate::time::{Clock, Monotonic};
 const BYTES_IN_FLIGHT: usize = 1 << 20;
 /// Answered slots behind an unanswered one, per slot of the window, before sending waits for the straggler.
 const SPAN: usize = 8;
+/// The window that a slow start begins with.
+const SLOW_START: usize = 4;
 /// How long a stop waits for answers.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a link that stands again waits for the notice that goes first.
@@ -291,16 +294,30 @@ impl Forwarder {
                 break;
             }
             self.hand_over();
-            let going_on = match self.link.state() {
-                LinkState::Down if self.connecting => self.connect(&mut stop).await,
-                LinkState::Down => self.wait(&mut stop).await,
-                _ => self.cycle(&mut stop).await,
-            };
-            if !going_on {
-                break;
+            let turn = std::panic::AssertUnwindSafe(async {
+                match self.link.state() {
+                    LinkState::Down if self.connecting => self.connect(&mut stop).await,
+                    LinkState::Down => self.wait(&mut stop).await,
+                    _ => self.cycle(&mut stop).await,
+                }
+            });
+            match turn.catch_unwind().await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => self.defect().await,
             }
         }
         self.finish().await;
+    }
+
+    /// Something panicked, here or in the uplink. The other upstreams and everything local go on; this one begins anew after a pause, as
+    /// after any loss of the link.
+    async fn defect(&mut self) {
+        self.metrics.defects.inc();
+        tracing::error!(upstream = %self.name, "the forwarder met a defect; the link is opened anew");
+        self.connecting = false;
+        self.acks.clear();
+        self.lost(LinkFailure::new(LinkCause::PeerError, "a defect in this node; its log has the place")).await;
     }
 
     /// Lends lanes and takes them over as ordered. A source is given up when nothing of it is on its way any more; only then is it said
@@ -433,8 +450,21 @@ impl Forwarder {
         match self.link.state() {
             LinkState::Down => 0,
             LinkState::Probing => 1,
-            _ => usize::from(self.window_limit.min(self.limits.receive_maximum).max(1)),
+            state => {
+                let full = usize::from(self.window_limit.min(self.limits.receive_maximum).max(1));
+                if state == LinkState::Draining { self.slow_start(full) } else { full }
+            }
         }
+    }
+
+    /// The window of a drain that has just begun: it grows to the full one in even steps.
+    fn slow_start(&self, full: usize) -> usize {
+        let (time, since) = (self.drain.slow_start, self.clock.monotonic().since(self.link.since()));
+        if since >= time {
+            return full;
+        }
+        let share = since.as_secs_f64() / time.as_secs_f64();
+        ((full as f64 * share) as usize).clamp(SLOW_START.min(full), full)
     }
 
     /// Reads and enqueues as far as window, pace and holds allow.
@@ -453,7 +483,7 @@ impl Forwarder {
         if allowed <= self.window.waiting() || allowed - self.window.waiting() < allowed / 4 {
             return;
         }
-        let paced = self.link.state() == LinkState::Draining && self.drain != DrainSpec { jitter: self.drain.jitter, ..DrainSpec::default() };
+        let paced = self.link.state() == LinkState::Draining && (self.drain.messages_per_second.is_some() || self.drain.bytes_per_second.is_some());
         loop {
             // Busy may have been set by a record that the uplink could not take.
             let allowed = self.may_send().min(allowed);

@@ -93,7 +93,8 @@ impl Scripted {
     }
 
     fn peer(&self) -> std::sync::MutexGuard<'_, Peer> {
-        self.0.lock().unwrap()
+        // Some tests let it panic.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn payloads(&self) -> Vec<String> {
@@ -457,6 +458,39 @@ async fn a_record_that_breaks_the_link_again_and_again_is_set_aside_and_the_othe
     let (status, _stop, _task) = rig.start(rig.config(), &uplink);
     until(|| uplink.peer().breaks.is_empty()).await;
     assert_eq!((status.snapshot().refused, status.snapshot().queued), (0, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_defect_opens_the_link_anew_and_nothing_is_lost() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..10);
+    let mut panics = 3;
+    let uplink = Scripted::new(move |sent| {
+        if sent.payload == "4" && panics > 0 {
+            panics -= 1;
+            panic!("a defect, as the test wants it");
+        }
+        Some(UplinkOutcome::Accepted)
+    });
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
+    assert_eq!((status.snapshot().acknowledged, status.snapshot().refused, status.snapshot().connects), (10, 0, 4));
+    assert!(rig.metrics.render_text().contains("selvedge_forward_defects_total{upstream=\"cloud\"} 3"), "{}", rig.metrics.render_text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_start_opens_the_window_little_by_little() {
+    let rig = Rig::new().await;
+    rig.accept("cloud", "t", 0..2_000);
+    let uplink = Scripted::accepting();
+    let drain = DrainSpec { slow_start: Duration::from_secs(1), ..DrainSpec::default() };
+    let (status, _stop, _task) = rig.start(ForwarderConfig { drain, ..rig.config() }, &uplink);
+    until(|| status.snapshot().acknowledged == 2_000).await;
+    // A round trip is a millisecond: without a limit all would have left in a few of them.
+    let sent: Vec<Duration> = uplink.peer().sent.iter().map(|s| s.at).collect();
+    let within = |ms: u64| sent.iter().filter(|at| at.as_millis() <= u128::from(ms) + 5).count();
+    assert!(within(10) < 80 && within(20) < 250, "{} after 10 ms, {} after 20 ms", within(10), within(20));
+    assert!(uplink.peer().most_in_flight > 20);
 }
 
 #[tokio::test(start_paused = true)]

@@ -188,7 +188,7 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
         }
         drain.jitter = fields.duration("jitter", Duration::ZERO, findings);
         fields.not_served("liveShare", findings);
-        fields.not_served("slowStart", findings);
+        drain.slow_start = fields.duration("slowStart", Duration::ZERO, findings);
         fields.finish(findings);
     }
     spec.finish(findings);

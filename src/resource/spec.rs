@@ -245,6 +245,8 @@ pub struct DrainSpec {
     pub bytes_per_second: Option<u64>,
     /// Longest random wait before a drain begins.
     pub jitter: Duration,
+    /// How long a drain takes to come to its full window.
+    pub slow_start: Duration,
 }
 
 /// `kind: Forwarding`: what goes where, how safe, for how long.

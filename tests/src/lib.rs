@@ -58,6 +58,10 @@ pub fn mosquitto_binary() -> &'static str {
     binary.expect("mosquitto is installed (tests/run does that)")
 }
 
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
+}
+
 /// A process that ends with the test.
 struct Guard(Child);
 
@@ -116,8 +120,7 @@ impl Mosquitto {
     /// # Panics
     /// When it cannot be sent.
     pub fn signal(&self, name: &str) {
-        let pid = self.process.0.id().to_string();
-        assert!(Command::new("kill").arg(format!("-{name}")).arg(&pid).status().unwrap().success());
+        signal(self.process.0.id(), name);
     }
 }
 
@@ -126,6 +129,8 @@ pub struct Place {
     folder: tempfile::TempDir,
     /// Flags beside the folders.
     pub flags: Vec<String>,
+    /// Environment variables beside those of the test.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Place {
@@ -139,7 +144,7 @@ impl Place {
         for name in ["dapr-http-port", "dapr-grpc-port", "metrics-port"] {
             flags.push(format!("--{name}={}", free_port()));
         }
-        Self { folder, flags }
+        Self { folder, flags, environment: Vec::new() }
     }
 
     /// The data folder.
@@ -190,6 +195,7 @@ impl Node {
             .arg("--data-dir")
             .arg(place.data())
             .args(&place.flags)
+            .envs(place.environment.iter().cloned())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -259,6 +265,14 @@ impl Node {
         self.process.0.id()
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
     /// `kill -9`.
     pub fn kill(mut self) {
         self.process.0.kill().unwrap();
@@ -271,8 +285,7 @@ impl Node {
     /// When it does not end within 15 s.
     #[must_use]
     pub fn terminate(mut self) -> Option<i32> {
-        let pid = self.process.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         let mut code = None;
         eventually(Duration::from_secs(15), "the node ends", || match self.process.0.try_wait().unwrap() {
             Some(status) => {

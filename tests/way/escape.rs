@@ -342,3 +342,39 @@ spec:
     assert_eq!(node.ledger("upstream/cloud", "evicted"), 0);
     assert_eq!(node.terminate(), Some(0));
 }
+
+/// What a service manager would receive: readiness, then life signs as long as the event loop goes on, whatever the link does.
+#[test]
+fn the_watchdog_is_fed_by_progress_and_not_by_links() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(LONG)).unwrap();
+    // Nobody listens at the upstream.
+    let mut place = place(free_port(), free_port());
+    place.environment = vec![("NOTIFY_SOCKET".to_owned(), path.display().to_string()), ("WATCHDOG_USEC".to_owned(), "300000".to_owned())];
+    let node = place.start();
+    let hear = |wanted: &str| {
+        let mut buffer = [0; 512];
+        loop {
+            let n = manager.recv(&mut buffer).unwrap_or_else(|e| panic!("{wanted}: {e}"));
+            if std::str::from_utf8(&buffer[..n]).unwrap().lines().any(|l| l == wanted) {
+                return;
+            }
+        }
+    };
+    hear("READY=1");
+    for _ in 0..5 {
+        hear("WATCHDOG=1");
+    }
+    // A process that stands still says nothing; one that goes on says so again.
+    node.signal("STOP");
+    manager.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    let mut buffer = [0; 512];
+    let last = std::iter::from_fn(|| manager.recv(&mut buffer).ok()).take(10).count();
+    assert!(last < 10, "silence while it stands still");
+    node.signal("CONT");
+    manager.set_read_timeout(Some(LONG)).unwrap();
+    hear("WATCHDOG=1");
+    assert_eq!(node.terminate(), Some(0));
+}

@@ -240,6 +240,9 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
     tracing::info!("dapr initialized. Status: Running. Init Elapsed {}ms", clock.monotonic().since(started).as_millis());
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(within) = sd_notify::watchdog_enabled() {
+        background.spawn(feed_watchdog(within));
+    }
     let (stopping, mut stopped) = watch::channel(false);
     let stop: Fut<'static, ()> = Box::pin(async move {
         let _ = stopped.wait_for(|s| *s).await;
@@ -294,6 +297,15 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
             tracing::error!("second signal: not waiting any longer");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Tells systemd's watchdog that the event loop goes on, three times within its time: by the loop's own progress, whatever links and
+/// disks do. A loop that is stuck is thus started anew.
+async fn feed_watchdog(within: Duration) {
+    loop {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(within / 3).await;
     }
 }
 
