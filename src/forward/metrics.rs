@@ -43,6 +43,7 @@ pub struct ForwardMetrics {
     defects: Family<Upstream, Counter>,
     bytes: Family<Upstream, Counter>,
     in_flight: Family<Upstream, Gauge>,
+    window: Family<Upstream, Gauge>,
     latency: Family<Upstream, Histogram, LatencyBuckets>,
 }
 
@@ -65,6 +66,7 @@ impl ForwardMetrics {
             defects: Family::default(),
             bytes: Family::default(),
             in_flight: Family::default(),
+            window: Family::default(),
             latency: Family::new_with_constructor(LatencyBuckets),
         };
         metrics.register(|r| {
@@ -76,6 +78,7 @@ impl ForwardMetrics {
             r.register("selvedge_forward_defects", "Panics of a forwarder or its uplink; each opens the link anew", all.defects.clone());
             r.register("selvedge_forward_bytes", "Payload and topic bytes handed to the connection", all.bytes.clone());
             r.register("selvedge_forward_inflight", "Records sent and not answered", all.in_flight.clone());
+            r.register("selvedge_forward_window", "Records that may be on their way; smaller while answers are slow", all.window.clone());
             r.register("selvedge_forward_latency_seconds", "From sending a record to its acknowledgement", all.latency.clone());
         });
         all
@@ -94,6 +97,7 @@ impl ForwardMetrics {
             defects: self.defects.get_or_create(&label).clone(),
             bytes: self.bytes.get_or_create(&label).clone(),
             in_flight: self.in_flight.get_or_create(&label).clone(),
+            window: self.window.get_or_create(&label).clone(),
             latency: self.latency.get_or_create(&label).clone(),
         }
     }
@@ -110,6 +114,7 @@ pub(super) struct UpstreamMetrics {
     pub(super) defects: Counter,
     pub(super) bytes: Counter,
     in_flight: Gauge,
+    window: Gauge,
     latency: Histogram,
 }
 
@@ -121,6 +126,10 @@ impl UpstreamMetrics {
 
     pub(super) fn in_flight(&self, n: usize) {
         self.in_flight.set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn window(&self, n: usize) {
+        self.window.set(i64::try_from(n).unwrap_or(i64::MAX));
     }
 
     pub(super) fn latency(&self, took: Duration) {

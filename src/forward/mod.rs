@@ -18,6 +18,7 @@ mod run;
 mod status;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod window;
 
 pub use metrics::ForwardMetrics;

@@ -15,6 +15,7 @@ use super::marks::Marks;
 use super::metrics::{ForwardMetrics, UpstreamMetrics};
 use super::pace::Pace;
 use super::status::{ForwarderStatus, LinkView};
+use super::throttle::Throttle;
 use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
@@ -61,6 +62,8 @@ pub struct ForwarderConfig {
     pub drain: DrainSpec,
     /// A publish that is unanswered for longer breaks the link.
     pub stall: Duration,
+    /// An answer that takes longer makes the window smaller.
+    pub slow: Duration,
     /// Most publishes on their way; the peer's own maximum lowers it. At least 1.
     pub window: u16,
     /// Back-off and stability.
@@ -87,7 +90,7 @@ pub struct StandIn {
 }
 
 impl ForwarderConfig {
-    /// No routes, no drain limits, 20 s stall, window 512: past that the measured cost per message hardly falls, and a loss repeats at
+    /// No routes, no drain limits, 20 s stall, 1.5 s are slow, window 512: past that the measured cost per message hardly falls, and a loss repeats at
     /// most that many.
     #[must_use]
     pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
@@ -97,6 +100,7 @@ impl ForwarderConfig {
             destination,
             drain: DrainSpec::default(),
             stall: Duration::from_secs(20),
+            slow: Duration::from_millis(1_500),
             window: 512,
             link: LinkConfig::default(),
             seed: None,
@@ -161,6 +165,7 @@ pub struct Forwarder {
     marks: Marks,
     window: Window,
     pace: Pace,
+    throttle: Throttle,
     acks: Vec<UplinkAck>,
     done: SmallVec<[(Origin, Vec<u64>); 4]>,
     /// Highest sequence sent per lane: what is at or below it may have arrived.
@@ -237,6 +242,7 @@ impl Forwarder {
             marks: Marks::default(),
             window: Window::default(),
             pace: Pace::new(&config.drain, now),
+            throttle: Throttle::new(config.slow),
             acks: Vec::new(),
             done: SmallVec::new(),
             sent_upto: SmallVec::new(),
@@ -384,6 +390,7 @@ impl Forwarder {
         match opened {
             Ok(limits) => {
                 self.limits = limits;
+                self.throttle.begin();
                 self.status.counts.connects.fetch_add(1, Ordering::Relaxed);
                 self.feed.rewind();
                 self.window.clear();
@@ -451,10 +458,14 @@ impl Forwarder {
             LinkState::Down => 0,
             LinkState::Probing => 1,
             state => {
-                let full = usize::from(self.window_limit.min(self.limits.receive_maximum).max(1));
+                let full = self.throttle.allow(self.full_window());
                 if state == LinkState::Draining { self.slow_start(full) } else { full }
             }
         }
+    }
+
+    fn full_window(&self) -> usize {
+        usize::from(self.window_limit.min(self.limits.receive_maximum).max(1))
     }
 
     /// The window of a drain that has just begun: it grows to the full one in even steps.
@@ -595,12 +606,14 @@ impl Forwarder {
     /// Takes the answers that have come.
     fn settle(&mut self, now: Monotonic) {
         let mut accepted = 0u64;
+        let full = self.full_window();
         for ack in self.acks.drain(..) {
             let Some(publish) = self.window.answer(ack.token) else { continue };
             match ack.outcome {
                 UplinkOutcome::Accepted => {
                     accepted += 1;
                     self.metrics.latency(now.since(publish.sent_at));
+                    self.throttle.answered(publish.sent_at, now, full);
                     match self.done.iter_mut().find(|(origin, _)| *origin == publish.origin) {
                         Some((_, sequences)) => sequences.push(publish.sequence),
                         None => self.done.push((publish.origin, vec![publish.sequence])),
@@ -622,6 +635,8 @@ impl Forwarder {
             self.metrics.acknowledged.inc_by(accepted);
             self.status.counts.acknowledged.fetch_add(accepted, Ordering::Relaxed);
             self.metrics.in_flight(self.window.waiting());
+            self.metrics.window(self.throttle.allow(full));
+            self.status.set_slow(self.throttle.is_slow());
             if let Some(Suspect { origin, sequence, left_out: true, .. }) = self.suspect {
                 let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
                 self.refusals.push(Refusal { origin, sequence, reason });

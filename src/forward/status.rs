@@ -52,6 +52,7 @@ pub(super) struct Counts {
     /// Which sources it has: bit 0 its own lanes that may be lent, the others those of primaries.
     handed: AtomicU32,
     notices_refused: AtomicBool,
+    slow: AtomicBool,
 }
 
 /// A cheap handle to a forwarder's status; outlives the forwarder.
@@ -93,6 +94,16 @@ impl ForwarderStatus {
             queued: read(&self.counts.queued),
             connects: read(&self.counts.connects),
         }
+    }
+
+    /// Whether the link stands and answers so slowly that less is sent at a time.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.state() != LinkState::Down && self.counts.slow.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_slow(&self, slow: bool) {
+        self.counts.slow.store(slow, Ordering::Relaxed);
     }
 
     /// Whether the peer takes the node's own notices; not known to be so until it has refused one.

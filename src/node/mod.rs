@@ -191,7 +191,7 @@ impl NodeStatus {
                 json!({
                     "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
                     "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
-                    "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
+                    "slow": u.is_slow(), "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
                 })
             })
             .collect();
@@ -560,6 +560,7 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
         forwarder.drain = drain;
         if let Some(policy) = policy {
             forwarder.stall = policy.stall;
+            forwarder.slow = policy.slow;
             forwarder.link.stable = policy.heal;
         }
         drafts.push((forwarder, uplink));

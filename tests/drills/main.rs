@@ -106,7 +106,7 @@ const DRILLS: &[Drill] = &[
         s.cloud.signal("CONT");
     }),
     Drill::new("delay", "everything takes 2 s longer in each direction, for 8 s", |s| s.outage(Fault::Delay, 8)),
-    Drill::new("throttle", "1 KiB/s in each direction for 8 s", |s| s.outage(Fault::Throttle, 8)),
+    Drill::new("throttle", "1 KiB/s in each direction for 12 s", |s| s.outage(Fault::Throttle, 12)),
     Drill::new("flap", "the link breaks every 0.3 s, 20 times", |s| {
         for _ in 0..if s.soak { 200 } else { 20 } {
             s.proxy.set(Fault::Refuse);

@@ -1,0 +1,136 @@
+//! How many publishes may be on their way, by how long their answers take: doubles from a small window while answers are quick, halves
+//! when they are slow, then grows by one a round (additive increase, multiplicative decrease, as TCP does; RFC 5681, section 3.1). On a
+//! link of a few KiB a second a full window would take minutes to answer and look like silence.
+
+use std::time::Duration;
+
+use crate::time::Monotonic;
+
+/// The window that a connection begins with.
+const FIRST: usize = 16;
+
+/// The limit of one connection.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    /// Answers that take longer are slow.
+    slow: Duration,
+    /// Most publishes; none when the full window may be used.
+    limit: Option<usize>,
+    /// Until the first slow answer the window doubles in each round.
+    doubling: bool,
+    /// Answers since the window grew last.
+    answers: usize,
+    /// When the window became smaller last; it takes a while to show.
+    since: Option<Monotonic>,
+    /// When the present period began, which is as long as `slow`; answers in it and in the one before.
+    period: Monotonic,
+    counts: (usize, usize),
+}
+
+impl Throttle {
+    pub(super) fn new(slow: Duration) -> Self {
+        Self { slow, limit: Some(FIRST), doubling: true, answers: 0, since: None, period: Monotonic::default(), counts: (0, 0) }
+    }
+
+    /// A new connection.
+    pub(super) fn begin(&mut self) {
+        *self = Self::new(self.slow);
+    }
+
+    /// How many may be on their way, of a window of `full`.
+    pub(super) fn allow(&self, full: usize) -> usize {
+        self.limit.map_or(full, |limit| limit.min(full))
+    }
+
+    /// The link has shown to be slow and has not recovered.
+    pub(super) fn is_slow(&self) -> bool {
+        self.limit.is_some() && !self.doubling
+    }
+
+    /// An answer came, `full` being the window that is possible.
+    pub(super) fn answered(&mut self, sent_at: Monotonic, now: Monotonic, full: usize) {
+        let took = now.since(sent_at);
+        if now.since(self.period) >= self.slow {
+            self.counts = (0, if now.since(self.period) < self.slow * 2 { self.counts.0 } else { 0 });
+            self.period = now;
+        }
+        self.counts.0 += 1;
+        if took > self.slow {
+            if self.since.is_none_or(|at| now.since(at) >= self.slow) {
+                // Half of what the link has just carried in the time that an answer may take is not too much, however long the answers
+                // of a window that was too large still take.
+                let carried = self.counts.0.max(self.counts.1);
+                self.limit = Some((self.allow(full) / 2).max(carried / 2).clamp(1, full));
+                self.doubling = false;
+                self.answers = 0;
+                self.since = Some(now);
+            }
+            return;
+        }
+        let Some(limit) = &mut self.limit else { return };
+        // Between the two the window is right.
+        if took > self.slow / 2 {
+            return;
+        }
+        self.answers += 1;
+        if self.doubling || self.answers >= *limit {
+            *limit += 1;
+            self.answers = 0;
+        }
+        if *limit >= full {
+            self.limit = None;
+            self.doubling = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOW: Duration = Duration::from_millis(1_500);
+
+    /// A link that takes `per_second` publishes a second, for some seconds of simulated time: how many it took, and how long the slowest
+    /// answer of the second half was away.
+    fn link(throttle: &mut Throttle, per_second: u64, seconds: u64, start: Monotonic) -> (u64, Duration) {
+        let every = Duration::from_micros(1_000_000 / per_second);
+        let (mut now, end) = (start, start.plus(Duration::from_secs(seconds)));
+        let (mut waiting, mut answered, mut worst) = (std::collections::VecDeque::new(), 0, Duration::ZERO);
+        while now < end {
+            while waiting.len() < throttle.allow(512) {
+                waiting.push_back(now);
+            }
+            now = now.plus(every);
+            if let Some(sent_at) = waiting.pop_front() {
+                answered += 1;
+                if now.since(start) > end.since(start) / 2 {
+                    worst = worst.max(now.since(sent_at));
+                }
+                throttle.answered(sent_at, now, 512);
+            }
+        }
+        (answered, worst)
+    }
+
+    #[test]
+    fn a_slow_link_is_kept_busy_without_long_waits_and_a_fast_one_is_not_limited() {
+        for per_second in [2, 4, 20, 100] {
+            let mut throttle = Throttle::new(SLOW);
+            let (answered, worst) = link(&mut throttle, per_second, 120, Monotonic::default());
+            assert!(answered >= 118 * per_second && worst <= SLOW * 2, "{per_second}/s: {answered} in 120 s, the slowest {worst:?}");
+        }
+        let mut throttle = Throttle::new(SLOW);
+        link(&mut throttle, 10_000, 1, Monotonic::default());
+        assert!(throttle.allow(512) == 512 && !throttle.is_slow());
+    }
+
+    #[test]
+    fn a_link_that_becomes_slow_and_quick_again_is_followed() {
+        let mut throttle = Throttle::new(SLOW);
+        link(&mut throttle, 10_000, 1, Monotonic::default());
+        link(&mut throttle, 4, 200, Monotonic(Duration::from_secs(1)));
+        assert!(throttle.is_slow() && throttle.allow(512) < 16, "{throttle:?}");
+        link(&mut throttle, 10_000, 60, Monotonic(Duration::from_secs(201)));
+        assert!(!throttle.is_slow() && throttle.allow(512) == 512, "{throttle:?}");
+    }
+}
