@@ -90,8 +90,8 @@ pub struct StandIn {
 }
 
 impl ForwarderConfig {
-    /// No routes, no drain limits, 20 s stall, 1.5 s are slow, window 512: past that the measured cost per message hardly falls, and a loss repeats at
-    /// most that many.
+    /// No routes, no drain limits, 20 s stall, 1.5 s are slow, window 512: past that the measured cost per message hardly falls, and a
+    /// loss repeats at most that many.
     #[must_use]
     pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
         Self {
@@ -342,7 +342,8 @@ impl Forwarder {
             } else if !wanted && self.feed.is_open(source) {
                 self.feed.set_open(source, false);
             }
-            if !wanted && has && !self.window.has(source) {
+            let on_its_way = self.window.has(source) || self.refusals.iter().any(|r| r.origin.source == source);
+            if !wanted && has && !on_its_way {
                 self.feed.give_back(source);
                 self.status.set_handed(bit, false);
                 tracing::info!(upstream = %self.name, lanes_of = self.feed.owner(source), "lanes are handed over");

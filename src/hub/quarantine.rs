@@ -25,7 +25,7 @@ const RUN_BYTES: usize = 256 << 10;
 /// Record ids that are remembered.
 const RECENT: usize = 1_024;
 /// Payload bytes of a page; one larger record is a page alone.
-const PAGE_BYTES: usize = 512 << 10;
+const PAGE_BYTES: usize = 2 << 20;
 
 /// Why a record was set aside, and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +198,8 @@ impl Hub {
                 }
                 released += 1;
             }
+            // A long lane must not hold up everything else.
+            tokio::task::yield_now().await;
         }
         reader.rewind();
         Ok(released)
@@ -233,6 +235,7 @@ impl Hub {
                     break 'all;
                 }
             }
+            tokio::task::yield_now().await;
         }
         reader.rewind();
         Ok(())

@@ -320,8 +320,7 @@ impl Escape {
 
     /// The lines of the upstreams.
     fn books(&self) -> Vec<LedgerRow> {
-        let names: Vec<String> = self.at.upstreams.iter().map(|u| super::upstream_destination(u.status.upstream())).collect();
-        self.at.hub.outbox().ledger().into_iter().filter(|row| names.contains(&row.destination)).collect()
+        self.at.upstreams.iter().flat_map(|u| self.at.hub.outbox().ledger_of(u.destination)).collect()
     }
 
     fn report(&self, outage: &Outage) -> Value {
@@ -437,9 +436,8 @@ impl Escape {
         }
     }
 
-    /// Tells the forwarders what the controller asks of their links.
-    fn order_links(&mut self) {
-        let books = self.books();
+    /// Who carries the lanes of each primary: whether each upstream lends its own, and which ones the secondary takes over.
+    fn hand_over(&mut self) -> (Vec<bool>, u32) {
         let now = self.at.clock.monotonic();
         let standby = self.at.upstreams.iter().find(|u| u.secondary).map(|u| (u.stands(), u.status.clone()));
         let (mut lent, mut borrow, mut place) = (Vec::new(), 0u32, 0);
@@ -460,11 +458,17 @@ impl Escape {
             borrow |= u32::from(orders.borrow) << place;
             place += 1;
         }
+        (lent, borrow)
+    }
+
+    /// Tells the forwarders what the controller asks of their links.
+    fn order_links(&mut self) {
+        let (lent, borrow) = self.hand_over();
         for (upstream, lent) in self.at.upstreams.iter().zip(lent) {
-            let name = super::upstream_destination(upstream.status.upstream());
+            let untold = |row: &LedgerRow| tombstones::is_untold(&self.kept.told, row);
             let news = (self.kept.outage.is_some() && !upstream.secondary)
                 || !self.kept.damaged.is_empty()
-                || books.iter().any(|row| row.destination == name && tombstones::is_untold(&self.kept.told, row));
+                || self.at.hub.outbox().ledger_of(upstream.destination).iter().any(untold);
             let orders = LinkOrders {
                 closed: self.machine.is_fenced(),
                 notice_follows: news && self.at.notices.is_some() && upstream.status.takes_notices() && !upstream.stands(),
@@ -483,26 +487,24 @@ impl Escape {
             self.ranges.gather(self.at.hub.outbox(), upstream.destination);
         }
         let due = self.told_at.is_none_or(|at| now.since(at) >= TELL);
-        let books = self.books();
         let mut told = false;
         for upstream in &self.at.upstreams {
             let awaited = upstream.orders.borrow().notice_follows;
             if !upstream.stands() || !upstream.status.takes_notices() || !(awaited || due) {
                 continue;
             }
-            let name = super::upstream_destination(upstream.status.upstream());
-            for row in books.iter().filter(|row| row.destination == name) {
-                if !tombstones::is_untold(&self.kept.told, row) {
+            for row in self.at.hub.outbox().ledger_of(upstream.destination) {
+                if !tombstones::is_untold(&self.kept.told, &row) {
                     continue;
                 }
-                for stone in self.ranges.tombstones(&self.kept.told, &self.at.node, upstream.destination, row) {
+                for stone in self.ranges.tombstones(&self.kept.told, &self.at.node, upstream.destination, &row) {
                     if let Err(error) = self.at.hub.notice(&[upstream.destination], &format!("{topic}/tombstone"), stone.to_string().as_bytes()).await
                     {
                         tracing::warn!(%error, "a tombstone could not be stored; its range is told without details later");
                         return told;
                     }
                 }
-                tombstones::tell(&mut self.kept.told, row);
+                tombstones::tell(&mut self.kept.told, &row);
                 told = true;
             }
         }

@@ -351,6 +351,22 @@ struct Shared {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
+/// A line of the books.
+fn row(lane: &Lane, id: DestinationId, name: &str) -> LedgerRow {
+    let empty = Place::default();
+    let place = lane.places.get(&id).unwrap_or(&empty);
+    LedgerRow {
+        lane: lane.config.name.clone(),
+        destination: name.to_owned(),
+        accepted: place.accepted + place.dropped,
+        delivered: place.cursor.delivered,
+        expired: place.cursor.expired,
+        evicted: place.cursor.evicted + place.dropped,
+        aggregated: place.cursor.aggregated,
+        queued: lane.queued(id),
+    }
+}
+
 /// A cheap handle to the store.
 #[derive(Clone)]
 pub struct Outbox {
@@ -659,21 +675,21 @@ impl Outbox {
         let mut rows = Vec::new();
         for cell in &self.shared.lanes {
             let lane = cell.lock();
-            for (id, place) in &lane.places {
-                let Cursor { delivered, expired, evicted, aggregated, .. } = place.cursor;
-                rows.push(LedgerRow {
-                    lane: lane.config.name.clone(),
-                    destination: names.get(usize::from(id.0)).cloned().unwrap_or_default(),
-                    accepted: place.accepted + place.dropped,
-                    delivered,
-                    expired,
-                    evicted: evicted + place.dropped,
-                    aggregated,
-                    queued: lane.queued(*id),
-                });
-            }
+            rows.extend(lane.places.keys().map(|id| row(&lane, *id, names.get(usize::from(id.0)).map_or("", String::as_str))));
         }
         rows
+    }
+
+    /// The lines of one destination.
+    #[must_use]
+    pub fn ledger_of(&self, destination: DestinationId) -> Vec<LedgerRow> {
+        let name = self.shared.manifest.lock().unwrap_or_else(PoisonError::into_inner).destinations.get(usize::from(destination.0)).cloned();
+        let name = name.unwrap_or_default();
+        let of = |cell: &LaneCell| {
+            let lane = cell.lock();
+            lane.places.contains_key(&destination).then(|| row(&lane, destination, &name))
+        };
+        self.shared.lanes.iter().filter_map(of).collect()
     }
 
     /// From now on the losses of this destination are noted for [`take_losses`](Self::take_losses).

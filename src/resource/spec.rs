@@ -306,19 +306,15 @@ pub struct EscapePolicySpec {
 }
 
 /// Least room on the file system of the data folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DiskFloor {
+    /// 64 MiB, or a fiftieth of its size if that is less.
+    #[default]
+    Little,
     /// Of its size.
     Percent(u8),
     /// Bytes.
     Bytes(u64),
-}
-
-impl Default for DiskFloor {
-    /// 64 MiB.
-    fn default() -> Self {
-        Self::Bytes(64 << 20)
-    }
 }
 
 impl DiskFloor {
@@ -326,6 +322,7 @@ impl DiskFloor {
     #[must_use]
     pub fn is_passed(self, space: Space) -> bool {
         match self {
+            Self::Little => space.available < (space.total / 50).min(64 << 20),
             Self::Percent(percent) => u128::from(space.available) * 100 < u128::from(space.total) * u128::from(percent),
             Self::Bytes(bytes) => space.available < bytes,
         }

@@ -10,7 +10,7 @@ use crate::flags::{Flags, UsageError};
 
 const ACCEPTED: &str = "ls, show [NUMBER], export, retry NUMBER...|all, purge NUMBER...|all";
 /// Records asked for at a time.
-const PAGE: usize = 100;
+const PAGE: usize = 2_000;
 
 /// Asks the running node; exit code 1 when none answers or it refuses.
 pub fn queue(flags: &Flags) -> Result<ExitCode, UsageError> {
