@@ -13,6 +13,8 @@ pub struct Look {
     pub alive: bool,
     /// State of the link and why.
     pub link: String,
+    /// The mode of the box.
+    pub mode: String,
     /// Acknowledged to devices.
     pub acknowledged: usize,
     /// Of these, arrived.
@@ -75,11 +77,13 @@ impl Screen {
     /// Shows how it stands: always on a terminal, on change or each two seconds in a pipe.
     pub fn show(&mut self, look: &Look) {
         let state = if look.alive { look.link.clone() } else { "gone (the node is down)".to_owned() };
+        let mode = if look.alive { look.mode.as_str() } else { "none" };
         if !self.terminal {
-            let due = self.last.as_ref().is_none_or(|(s, at)| *s != state || look.at.saturating_sub(*at) >= Duration::from_secs(2));
+            let shown = format!("{state} {mode}");
+            let due = self.last.as_ref().is_none_or(|(s, at)| *s != shown || look.at.saturating_sub(*at) >= Duration::from_secs(2));
             if due {
                 self.put(&format!(
-                    "{:5.1} s   link {state}; acknowledged {}, arrived {}, queued {}, sensor readings {}, disk {} KiB, memory {} KiB\n",
+                    "{:5.1} s   link {state}, mode {mode}; acknowledged {}, arrived {}, queued {}, sensor readings {}, disk {} KiB, memory {} KiB\n",
                     look.at.as_secs_f64(),
                     look.acknowledged,
                     look.arrived,
@@ -88,7 +92,7 @@ impl Screen {
                     look.disk_bytes >> 10,
                     look.memory_kib
                 ));
-                self.last = Some((state, look.at));
+                self.last = Some((shown, look.at));
             }
             return;
         }
@@ -105,7 +109,7 @@ impl Screen {
             "33;1"
         };
         let mut text = String::new();
-        let _ = writeln!(text, "  ┌ devices ──▶ node ──▶ cloud      link {}", self.style(colour, &state));
+        let _ = writeln!(text, "  ┌ devices ──▶ node ──▶ cloud      link {}   mode {mode}", self.style(colour, &state));
         let _ = writeln!(text, "  │ acknowledged {:>7}   arrived {:>7}   sensor readings {:>5}", look.acknowledged, look.arrived, look.readings);
         let _ = writeln!(text, "  │ queued       {:>7}   {bar}", look.queued);
         let _ = writeln!(text, "  └ disk {:>6} KiB   memory {:>6} KiB", look.disk_bytes >> 10, look.memory_kib);

@@ -82,6 +82,13 @@ kind: Forwarding
 metadata: {{name: up}}
 spec:
   routes: [{{from: local, topics: ["sensors/#"], to: [cloud], prefix: "{prefix}"}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: EscapePolicy
+metadata: {{name: escape}}
+spec:
+  upstreams: [{{component: cloud}}]
+  modes: {{islandAfter: 1s, normalAfter: 2s}}
 "#,
         id = std::process::id(),
         mqtt = doors.mqtt,
@@ -203,6 +210,7 @@ impl Story {
             if let Some(cause) = link["cause"].as_str() {
                 look.link += &format!(" ({cause})");
             }
+            look.mode = status["mode"]["mode"].as_str().unwrap_or_default().to_owned();
             look.queued = rows(&status).map(|r| r["queued"].as_u64().unwrap_or(0)).sum();
             look.disk_bytes = status["lanes"].as_array().into_iter().flatten().map(|l| l["diskBytes"].as_u64().unwrap_or(0)).sum();
         }
@@ -238,7 +246,8 @@ impl Story {
             "lane", "destination", "accepted", "delivered", "expired", "evicted", "aggregated", "queued"
         ));
         let mut balanced = rows(&status).next().is_some();
-        for row in rows(&status) {
+        // Lanes that never had anything for a destination say nothing.
+        for row in rows(&status).filter(|r| r["accepted"] != 0) {
             let n = |c: &str| row[c].as_u64().unwrap_or(0);
             let well = n("accepted") == n("delivered") + n("expired") + n("evicted") + n("aggregated") + n("queued");
             balanced &= well;
