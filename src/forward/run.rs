@@ -34,7 +34,7 @@ const SLOW_START: usize = 4;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a link that stands again waits for the notice that goes first.
 pub const NOTICE_WAIT: Duration = Duration::from_secs(2);
-/// How often the number of queued records is refreshed while the link is down.
+/// How often the number of queued records is refreshed.
 const REFRESH: Duration = Duration::from_millis(250);
 /// Pause after a lane that could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
@@ -178,6 +178,8 @@ pub struct Forwarder {
     notice_until: Option<Monotonic>,
     /// The last read found nothing.
     caught_up: bool,
+    /// When the number of queued records was refreshed while the link stood.
+    refreshed_at: Monotonic,
     suspect: Option<Suspect>,
     /// Refused for good and not yet set aside.
     refusals: Vec<Refusal>,
@@ -250,6 +252,7 @@ impl Forwarder {
             hold: None,
             notice_until: None,
             caught_up: false,
+            refreshed_at: now,
             suspect: None,
             refusals: Vec::new(),
             set_aside_at: None,
@@ -421,6 +424,10 @@ impl Forwarder {
     /// Sends what may be sent, and takes what comes back.
     async fn cycle(&mut self, stop: &mut Fut<'static, ()>) -> bool {
         let now = self.clock.monotonic();
+        if now.since(self.refreshed_at) >= REFRESH {
+            self.refresh();
+            self.refreshed_at = now;
+        }
         self.fill(now);
         let wake = [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.notice_until, self.set_aside_at, self.link.deadline()]
             .into_iter()

@@ -2,8 +2,12 @@
 //!
 //! A broker that writes every acknowledgement by itself wakes an event loop for each of them, whether it reads or not: edge-triggered
 //! readiness is reported per arrival. While the stream is parked, arrivals gather in the kernel and cost nothing; writes go on.
+//!
+//! What is read is acknowledged at once: a broker that leaves Nagle's algorithm on (mosquitto does, unless told) sends the rest of its
+//! answers only after that, and the system would wait up to 40 ms for something to send along.
 
 use std::io::{self, Read as _, Write as _};
+use std::os::linux::net::TcpStreamExt as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -59,6 +63,7 @@ impl AsyncRead for Tcp {
             match stream.read(buf.initialize_unfilled()) {
                 Ok(n) => {
                     buf.advance(n);
+                    let _ = stream.set_quickack(true); // a hint
                     return Poll::Ready(Ok(()));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.watch(),
@@ -66,7 +71,13 @@ impl AsyncRead for Tcp {
             }
         }
         match &mut this.0 {
-            State::Watched(stream) => Pin::new(stream).poll_read(cx, buf),
+            State::Watched(stream) => {
+                let read = Pin::new(&mut *stream).poll_read(cx, buf);
+                if matches!(read, Poll::Ready(Ok(()))) {
+                    let _ = stream.set_quickack(true); // a hint
+                }
+                read
+            }
             State::Parked(_) => Poll::Pending, // unreachable after `watch`
             State::Gone(kind) => Poll::Ready(Err((*kind).into())),
         }
