@@ -14,6 +14,7 @@ mod broker;
 mod connection;
 mod live;
 mod metrics;
+mod prompt;
 mod session;
 mod tls;
 pub mod users;
@@ -110,8 +111,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn open(broker: Arc<Broker>, stream: TcpStream, tls: Option<tokio_rustls::TlsAcceptor>, stop: watch::Receiver<bool>) {
-    // Without it an acknowledgement may wait for the peer's delayed ACK.
-    let _ = stream.set_nodelay(true);
+    let stream = prompt::Prompt::new(stream);
     match tls {
         None => connection::serve(broker, stream, None, stop).await,
         Some(acceptor) => match tokio::time::timeout(Duration::from_secs(10), acceptor.accept(stream)).await {
