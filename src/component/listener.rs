@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fut, Tables};
+use super::{Fut, InheritedSockets, Tables};
 use crate::hub::Hub;
 use crate::resource::ListenerSpec;
 use crate::telemetry::Metrics;
@@ -23,6 +23,8 @@ pub struct ListenerContext {
     pub clock: Arc<dyn Clock>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Sockets that the service manager handed over; a listener asks these for what its `bind` names.
+    pub sockets: InheritedSockets,
 }
 
 impl std::fmt::Debug for ListenerContext {
@@ -33,7 +35,7 @@ impl std::fmt::Debug for ListenerContext {
 
 /// A listener whose socket is bound: the node is ready for connections, which wait until `serve` runs.
 pub trait BoundListener: Send {
-    /// Address it listens at, as text (the real port when 0 was asked for).
+    /// Address it listens at, as text (the real port when 0 was asked for); several are separated by commas.
     fn address(&self) -> String;
 
     /// Serves until `stop` resolves, then stops accepting, lets acknowledgements that are owed go out, tells clients goodbye

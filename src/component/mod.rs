@@ -10,6 +10,7 @@ mod properties;
 mod pubsub;
 mod registry;
 mod secret;
+mod socket;
 mod state;
 mod table;
 mod uplink;
@@ -23,6 +24,7 @@ pub use pubsub::{
 };
 pub use registry::{BuildError, Category, Registry};
 pub use secret::{Secret, SecretError, SecretStore};
+pub use socket::{InheritedSocket, InheritedSockets, addresses};
 pub use state::{
     BulkGetItem, Concurrency, Consistency, DeleteRequest, GetRequest, KeysLikePage, KeysLikeRequest, SetRequest, StateError, StateFeature, StateItem,
     StateOperation, StateStore, StateValue, item_metadata,

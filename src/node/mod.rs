@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
+use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
 use crate::escape::Handover;
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus, StandIn};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
@@ -54,6 +54,8 @@ pub struct Host {
     pub clock: Arc<dyn Clock>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Sockets that the service manager handed over.
+    pub sockets: InheritedSockets,
 }
 
 impl std::fmt::Debug for Host {
@@ -278,6 +280,7 @@ impl Node {
                     tables: tables.clone(),
                     clock: host.clock.clone(),
                     metrics: host.metrics.clone(),
+                    sockets: host.sockets.clone(),
                 };
                 let bound = host.registry.bind_listener(context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
                 tracing::info!(listener = %spec.name, protocol = spec.protocol.as_str(), address = %bound.address(), "listening for devices");

@@ -58,7 +58,11 @@ pub fn mosquitto_binary() -> &'static str {
     binary.expect("mosquitto is installed (tests/run does that)")
 }
 
-fn signal(pid: u32, name: &str) {
+/// Sends a signal to a process.
+///
+/// # Panics
+/// When it cannot be sent.
+pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap().success());
 }
 
@@ -153,6 +157,20 @@ impl Place {
         self.folder.path().join("data")
     }
 
+    /// The folder of YAML.
+    #[must_use]
+    pub fn resources(&self) -> PathBuf {
+        self.folder.path().join("resources")
+    }
+
+    /// Writes the YAML anew.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn rewrite(&self, yaml: &str) {
+        std::fs::write(self.resources().join("node.yaml"), yaml).unwrap();
+    }
+
     /// Value of a flag given in [`flags`](Self::flags).
     #[must_use]
     pub fn flag(&self, name: &str) -> &str {
@@ -164,6 +182,18 @@ impl Place {
     #[must_use]
     pub fn start(&self) -> Node {
         Node::start(self)
+    }
+
+    /// Starts the node with sockets handed over as systemd does (`NAME=tcp:PORT`, `NAME=udp:PORT`), by a process that holds them and
+    /// starts the node again whenever it ends.
+    ///
+    /// # Panics
+    /// When there is no Python.
+    #[must_use]
+    pub fn activate(&self, sockets: &[String]) -> Node {
+        let mut command = Command::new("python3");
+        command.args(["-c", include_str!("activate.py")]).args(sockets).arg("--").arg(binary());
+        Node::launch(self, command)
     }
 }
 
@@ -189,9 +219,14 @@ pub struct Node {
 
 impl Node {
     fn start(place: &Place) -> Self {
-        let mut process = Command::new(binary())
+        Self::launch(place, Command::new(binary()))
+    }
+
+    /// `command` is the binary, or what starts it with the arguments that follow.
+    fn launch(place: &Place, mut command: Command) -> Self {
+        let mut process = command
             .args(["--app-id", "box", "--resources-path"])
-            .arg(place.folder.path().join("resources"))
+            .arg(place.resources())
             .arg("--data-dir")
             .arg(place.data())
             .args(&place.flags)
@@ -263,6 +298,12 @@ impl Node {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.0.id()
+    }
+
+    /// The processes of a node that was [activated](Place::activate), the last one being the one that runs.
+    #[must_use]
+    pub fn starts(&self) -> Vec<u32> {
+        self.log().iter().filter_map(|l| l.strip_prefix("activate: pid ")?.parse().ok()).collect()
     }
 
     /// Sends it a signal.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod activation;
 mod api;
 mod clients;
 mod escape;

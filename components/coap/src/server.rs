@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use selvedge::component::{BoundListener, Fut, InitError, ListenerContext};
+use futures_util::{FutureExt as _, StreamExt as _};
+use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, addresses};
 use selvedge::hub::{AcceptError, Hub, LiveSink, LiveSubscription, Receipt, RetainedError};
 use selvedge::message::{Attributes, Inbound, Message};
 use selvedge::outbox::OutboxError;
@@ -44,7 +44,7 @@ type Settled = (Vec<RequestId>, Result<(), AcceptError>);
 /// Binds the socket of a CoAP listener.
 ///
 /// # Errors
-/// When the address cannot be used, or the resource asks for what is not there: TLS, users, socket activation.
+/// When the address cannot be used, or the resource asks for what is not there: TLS, users.
 pub async fn bind(context: ListenerContext) -> Result<Box<dyn BoundListener>, InitError> {
     let spec = &context.spec;
     let absent = |what: &str, way_out: &str| Err(InitError::Failed(format!("listener {}: {what}; {way_out}", context.name)));
@@ -54,13 +54,16 @@ pub async fn bind(context: ListenerContext) -> Result<Box<dyn BoundListener>, In
     if spec.users_file.is_some() {
         return absent("a coap listener cannot tell users apart without DTLS", "remove `users`, or use an mqtt listener with `users`");
     }
-    if spec.bind.starts_with("systemd:") {
-        return absent("coap cannot take its socket from systemd yet", "set `bind` to address:port, for example 0.0.0.0:5683");
-    }
-    let failed = |e: std::io::Error| InitError::failed(format!("listener {}: cannot listen for coap at udp {}", context.name, spec.bind), e);
-    let socket = UdpSocket::bind(&spec.bind).await.map_err(failed)?;
-    let address = socket.local_addr().map_err(failed)?;
+    let sockets = context.sockets.receive(&spec.bind).await?;
     let metrics = CoapMetrics::new(&context.metrics, &context.name);
+    let each = sockets.into_iter().map(|socket| server(&context, socket, &metrics)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Box::new(Servers(each)))
+}
+
+/// The server of one socket: an answer leaves from where its request came in.
+fn server(context: &ListenerContext, socket: UdpSocket, metrics: &CoapMetrics) -> Result<Server, InitError> {
+    let spec = &context.spec;
+    let address = socket.local_addr().map_err(|e| InitError::failed("a socket for coap has no address", e))?;
     // SipHash under a key from the system: nobody can foresee the next value from those seen.
     let (keys, mut count) = (RandomState::new(), 0u64);
     let random = Box::new(move || {
@@ -68,22 +71,22 @@ pub async fn bind(context: ListenerContext) -> Result<Box<dyn BoundListener>, In
         keys.hash_one(count)
     });
     let (sink, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
-    Ok(Box::new(Server {
-        name: context.name,
+    Ok(Server {
+        name: context.name.clone(),
         address,
         socket,
         endpoint: Endpoint::new(Settings::from(spec.limits), random, metrics.clone()),
         sink: Arc::new(Sink { queue: sink, metrics: metrics.clone() }),
-        metrics,
-        hub: context.hub,
-        pubsub: context.spec.pubsub,
-        clock: context.clock,
+        metrics: metrics.clone(),
+        hub: context.hub.clone(),
+        pubsub: spec.pubsub.clone(),
+        clock: context.clock.clone(),
         subscriptions: HashMap::new(),
         notifications,
         settling: FuturesUnordered::new(),
         actions: Vec::new(),
         links: None,
-    }))
+    })
 }
 
 struct Sink {
@@ -118,13 +121,20 @@ struct Server {
     links: Option<(Monotonic, Bytes)>,
 }
 
-impl BoundListener for Server {
+/// One server for each socket of the listener.
+struct Servers(Vec<Server>);
+
+impl BoundListener for Servers {
     fn address(&self) -> String {
-        self.address.to_string()
+        addresses(self.0.iter().map(|server| Ok(server.address)))
     }
 
     fn serve(self: Box<Self>, stop: Fut<'static, ()>) -> Fut<'static, ()> {
-        Box::pin(self.run(stop))
+        let stop = stop.shared();
+        let all = self.0.into_iter().map(move |server| server.run(Box::pin(stop.clone())));
+        Box::pin(async move {
+            futures_util::future::join_all(all).await;
+        })
     }
 }
 

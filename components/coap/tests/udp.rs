@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvedge::component::{BoundListener, ListenerContext, MemoryTables, Tables as _};
+use selvedge::component::{BoundListener, InheritedSocket, InheritedSockets, ListenerContext, MemoryTables, Tables as _};
 use selvedge::hub::{Hub, LaneRun};
 use selvedge::outbox::sim::SimStorage;
 use selvedge::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig};
@@ -57,7 +57,7 @@ async fn context_on(spec: ListenerSpec, storage: Arc<SimStorage>) -> ListenerCon
     };
     let (outbox, _) = Outbox::open(config, storage, clock.clone()).unwrap();
     let hub = Hub::new(outbox, Vec::new(), tables.open("retained").await.unwrap(), clock.clone()).await.unwrap();
-    ListenerContext { name: spec.name.clone(), spec, hub, tables, clock, metrics: Metrics::new() }
+    ListenerContext { name: spec.name.clone(), spec, hub, tables, clock, metrics: Metrics::new(), sockets: InheritedSockets::default() }
 }
 
 async fn start() -> Node {
@@ -244,10 +244,31 @@ async fn a_listener_that_cannot_do_what_it_is_asked_says_so() {
     for (spec, word) in [
         (ListenerSpec { tls: Some(tls), ..spec() }, "DTLS"),
         (ListenerSpec { users_file: Some("users.yaml".into()), ..spec() }, "users"),
-        (ListenerSpec { bind: "systemd:coap".into(), ..spec() }, "systemd"),
+        (ListenerSpec { bind: "systemd:coap".into(), ..spec() }, "no inherited socket has the name \"coap\""),
         (ListenerSpec { bind: address.clone(), ..spec() }, address.as_str()),
     ] {
         let error = selvedge_coap::bind(context(spec).await).await.err().expect("refused").to_string();
-        assert!(error.contains(word) && error.contains("devices"), "{error}");
+        assert!(error.contains(word), "{error}");
     }
+}
+
+#[tokio::test]
+async fn every_inherited_socket_of_the_name_is_served() {
+    let handed = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (one, two) = (handed(), handed());
+    let ports = [one.local_addr().unwrap(), two.local_addr().unwrap()];
+    let mut context = context(ListenerSpec { bind: "systemd:coap".into(), ..spec() }).await;
+    context.sockets = InheritedSockets::new([one, two].map(|socket| ("coap".to_owned(), InheritedSocket::Udp(socket))));
+    let bound = selvedge_coap::bind(context).await.unwrap();
+    assert_eq!(bound.address(), ports.map(|p| p.to_string()).join(", "));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let served = tokio::spawn(bound.serve(Box::pin(async move {
+        let _ = stopped.await;
+    })));
+    for port in ports {
+        let mut client = Client::connect(port, 100).await.unwrap();
+        assert_eq!(client.post("a", None, b"1").await.unwrap().code, Code::CHANGED);
+    }
+    stop.send(()).unwrap();
+    served.await.unwrap();
 }

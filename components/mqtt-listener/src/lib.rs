@@ -21,10 +21,11 @@ pub mod users;
 mod wire;
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use broker::Broker;
-use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, Registry};
+use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, Registry, addresses};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -41,7 +42,7 @@ pub fn register(registry: &mut Registry) {
 
 struct Bound {
     broker: Arc<Broker>,
-    socket: TcpListener,
+    sockets: Vec<TcpListener>,
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
@@ -50,21 +51,15 @@ struct Bound {
 /// # Errors
 /// What cannot be bound or read, and the way out.
 pub async fn bind(context: ListenerContext) -> Result<Box<dyn BoundListener>, InitError> {
-    let address = context.spec.bind.clone();
-    if address.starts_with("systemd:") {
-        return Err(InitError::Failed(format!("listener {}: socket activation ({address}) is not served yet; write address:port", context.name)));
-    }
     let tls = context.spec.tls.as_ref().map(tls::acceptor).transpose()?;
-    let socket = TcpListener::bind(&address)
-        .await
-        .map_err(|e| InitError::failed(format!("listener {}: cannot bind {address} (is another program using the port?)", context.name), e))?;
+    let sockets = context.sockets.listen(&context.spec.bind).await?;
     let broker = Arc::new(Broker::load(context).await?);
-    Ok(Box::new(Bound { broker, socket, tls }))
+    Ok(Box::new(Bound { broker, sockets, tls }))
 }
 
 impl BoundListener for Bound {
     fn address(&self) -> String {
-        self.socket.local_addr().map_or_else(|_| self.broker.spec.bind.clone(), |a| a.to_string())
+        addresses(self.sockets.iter().map(TcpListener::local_addr))
     }
 
     fn serve(self: Box<Self>, stop: Fut<'static, ()>) -> Fut<'static, ()> {
@@ -73,7 +68,7 @@ impl BoundListener for Bound {
 }
 
 async fn run(bound: Bound, stop: Fut<'static, ()>) {
-    let Bound { broker, socket, tls } = bound;
+    let Bound { broker, sockets, tls } = bound;
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
@@ -83,9 +78,9 @@ async fn run(bound: Bound, stop: Fut<'static, ()>) {
             () = &mut stop => break,
             _ = tick.tick() => broker.tick(),
             Some(ended) = connections.join_next(), if !connections.is_empty() => report(ended),
-            accepted = socket.accept() => match accepted {
+            accepted = accept(&sockets) => match accepted {
                 // Connections that have not said who they are count too: twice the clients is the bound for sockets.
-                Ok((stream, _)) if connections.len() < broker.spec.limits.clients * 2 => {
+                Ok(stream) if connections.len() < broker.spec.limits.clients * 2 => {
                     connections.spawn(open(broker.clone(), stream, tls.clone(), stopped.clone()));
                 }
                 Ok(_) => broker.metrics.refused("too-many-connections"),
@@ -97,9 +92,23 @@ async fn run(bound: Bound, stop: Fut<'static, ()>) {
             },
         }
     }
-    drop(socket);
+    // Where the service manager keeps a copy, connections wait in its queue from here on.
+    drop(sockets);
     stopping.send_replace(true);
     let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// The next connection of any of the sockets.
+async fn accept(sockets: &[TcpListener]) -> std::io::Result<TcpStream> {
+    std::future::poll_fn(|cx| {
+        for socket in sockets {
+            if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| stream));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use selvedge::component::{PubSub, Registry, Tables};
+use selvedge::component::{InheritedSockets, PubSub, Registry, Tables};
 use selvedge::hub::Hub;
 use selvedge::node::Host;
 use selvedge::outbox::storage::DiskStorage;
@@ -34,7 +34,7 @@ fn local(name: &str, app_id: &str, hub: Hub, metrics: &Metrics) -> Arc<dyn PubSu
 }
 
 /// The host that nodes of this binary are built on.
-pub fn host(clock: Arc<dyn Clock>, metrics: Metrics) -> Host {
+pub fn host(clock: Arc<dyn Clock>, metrics: Metrics, sockets: InheritedSockets) -> Host {
     Host {
         registry: registry(),
         open_tables: Arc::new(|dir: PathBuf, metrics: Metrics| {
@@ -47,6 +47,7 @@ pub fn host(clock: Arc<dyn Clock>, metrics: Metrics) -> Host {
         storage: Arc::new(DiskStorage::default()),
         clock,
         metrics,
+        sockets,
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use selvedge::component::Fut;
+use selvedge::component::{Fut, InheritedSockets};
 use selvedge::node::{Node, NodeConfig};
 use selvedge::resource::{
     ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, PropertySource, PropertyValue, Resources, Severity, load,
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::flags::{Flags, UsageError};
 use crate::serve_api::Doors;
-use crate::{components, control, serve_api};
+use crate::{activation, components, control, serve_api};
 
 /// How long readiness waits for the application's subscriptions.
 const ATTACH: Duration = Duration::from_secs(2);
@@ -171,12 +171,19 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     );
     tracing::info!("Starting Dapr Runtime -- version {} -- commit unknown", env!("CARGO_PKG_VERSION"));
     let Some(plan) = plan(flags, flavour, &app_id) else { return Ok(ExitCode::FAILURE) };
+    let inherited = match activation::take() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            tracing::error!("Fatal error from runtime: {error}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     let mut builder = if threads == 1 { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
     if threads > 1 {
         builder.worker_threads(threads);
     }
     match builder.enable_all().build() {
-        Ok(runtime) => Ok(runtime.block_on(serve(plan, doors, clock))),
+        Ok(runtime) => Ok(runtime.block_on(serve(plan, doors, clock, inherited))),
         Err(error) => {
             tracing::error!("Fatal error from runtime: the event loop cannot be started: {error}");
             Ok(ExitCode::FAILURE)
@@ -184,23 +191,26 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     }
 }
 
-async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>) -> ExitCode {
+async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: InheritedSockets) -> ExitCode {
     let started = clock.monotonic();
     let metrics = Metrics::new();
-    let sockets = match doors.bind(&clock).await {
+    let sockets = match doors.bind(&clock, &inherited).await {
         Ok(sockets) => sockets,
         Err(error) => {
             tracing::error!("Fatal error from runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let node = match Node::build(plan.config, components::host(clock.clone(), metrics.clone())).await {
+    let node = match Node::build(plan.config, components::host(clock.clone(), metrics.clone(), inherited.clone())).await {
         Ok(node) => node,
         Err(error) => {
             tracing::error!("Fatal error from runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
+    for socket in inherited.left() {
+        tracing::warn!("the inherited socket {socket} is used by nothing; a Listener takes it with bind: systemd:NAME");
+    }
     let mut background = tokio::task::JoinSet::new();
     if node.hub().is_some() {
         match control::bind(&node.config().data_dir) {
@@ -323,7 +333,13 @@ async fn told_to_stop() -> &'static str {
 
 fn start_command(command: &[String]) -> Result<Option<tokio::process::Child>, String> {
     let Some((program, arguments)) = command.split_first() else { return Ok(None) };
-    tokio::process::Command::new(program).args(arguments).kill_on_drop(true).spawn().map(Some).map_err(|e| format!("cannot start {program:?}: {e}"))
+    tokio::process::Command::new(program)
+        .args(arguments)
+        .env_remove("LISTEN_FDNAMES")
+        .kill_on_drop(true)
+        .spawn()
+        .map(Some)
+        .map_err(|e| format!("cannot start {program:?}: {e}"))
 }
 
 async fn ended(child: &mut Option<tokio::process::Child>) -> &'static str {

@@ -8,6 +8,7 @@ use selvedge::api::grpc::{self, GrpcOptions};
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
 use selvedge::app::{AppAddress, AppChannel, AppError, AppProtocol, HealthCheck};
 use selvedge::block::{Blocks, SkipInit};
+use selvedge::component::InheritedSockets;
 use selvedge::node::Node;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
@@ -40,7 +41,7 @@ pub struct Doors {
 pub struct Sockets {
     http: Vec<TcpListener>,
     grpc: Vec<TcpListener>,
-    metrics: Option<TcpListener>,
+    metrics: Vec<TcpListener>,
 }
 
 /// Servers that run.
@@ -142,14 +143,23 @@ impl Doors {
         })
     }
 
-    /// Binds everything; an address that cannot be bound is left out as long as another one can.
-    pub async fn bind(&self, clock: &Arc<dyn Clock>) -> Result<Sockets, String> {
-        let http = self.bind_api(self.http, "HTTP", "--dapr-http-port", clock).await?;
-        let grpc = self.bind_api(self.grpc, "gRPC", "--dapr-grpc-port", clock).await?;
+    /// Takes the inherited sockets `http`, `grpc` and `metrics`; binds what was not handed over. An address that cannot be bound is
+    /// left out as long as another one can.
+    pub async fn bind(&self, clock: &Arc<dyn Clock>, inherited: &InheritedSockets) -> Result<Sockets, String> {
+        let mut http = inherited.tcp("http")?;
+        if http.is_empty() {
+            http = self.bind_api(self.http, "HTTP", "--dapr-http-port", clock).await?;
+        }
+        let mut grpc = inherited.tcp("grpc")?;
+        if grpc.is_empty() {
+            grpc = self.bind_api(self.grpc, "gRPC", "--dapr-grpc-port", clock).await?;
+        }
+        let handed = inherited.tcp("metrics")?;
         let metrics = match self.metrics {
-            None => None,
+            _ if !handed.is_empty() => handed,
+            None => Vec::new(),
             Some((ip, port)) => match bind(ip, port, clock).await {
-                Ok(listener) => Some(listener),
+                Ok(listener) => vec![listener],
                 Err(error) => {
                     return Err(format!(
                         "metrics cannot be served on {ip}:{port}: {error}; choose another with --metrics-port, or --enable-metrics=false"
@@ -233,7 +243,7 @@ pub fn start(node: &Node, sockets: Sockets, options: HttpOptions, metrics: &Metr
         transactions.serve_transactions(stop).await;
     });
     let mut metrics_server = JoinSet::new();
-    if let Some(listener) = sockets.metrics {
+    for listener in sockets.metrics {
         metrics_server.spawn(http::serve_metrics(listener, metrics.clone()));
     }
     Api { ready, shutdown, stop, servers, blocks, _metrics: metrics_server }

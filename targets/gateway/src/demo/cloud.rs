@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use selvedge::component::{
-    ComponentContext, Delivery, Fut, HandlerError, ListenerContext, MemoryTables, MessageHandler, PubSub, SubscribeRequest, SubscriptionHandle,
-    Tables as _,
+    ComponentContext, Delivery, Fut, HandlerError, InheritedSockets, ListenerContext, MemoryTables, MessageHandler, PubSub, SubscribeRequest,
+    SubscriptionHandle, Tables as _,
 };
 use selvedge::hub::Hub;
 use selvedge::outbox::storage::DiskStorage;
@@ -110,7 +110,15 @@ async fn embedded(data_dir: &Path, clock: &Arc<dyn Clock>, tasks: &mut JoinSet<(
         users_file: None,
         limits: ListenerLimits { window: 1_000, ..ListenerLimits::default() },
     };
-    let context = ListenerContext { name: "cloud".to_owned(), spec, hub, tables, clock: clock.clone(), metrics: Metrics::new() };
+    let context = ListenerContext {
+        name: "cloud".to_owned(),
+        spec,
+        hub,
+        tables,
+        clock: clock.clone(),
+        metrics: Metrics::new(),
+        sockets: InheritedSockets::default(),
+    };
     let bound = selvedge_mqtt_listener::bind(context).await.map_err(|e| e.to_string())?;
     let address = bound.address();
     tasks.spawn(bound.serve(Box::pin(std::future::pending())));
