@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-EMULATORS = {"aarch64": "qemu-aarch64-static", "armv7": "qemu-arm-static", "arm": "qemu-arm-static", "x86_64": "qemu-x86_64-static"}
+EMULATORS = {"aarch64": "qemu-aarch64-static", "armv7": "qemu-arm-static", "arm": "qemu-arm-static", "x86_64": "qemu-x86_64-static", "riscv64gc": "qemu-riscv64-static"}
 
 
 def free_port():
@@ -121,7 +121,7 @@ def check(binary):
 
 
 def main():
-    binaries = sorted(pathlib.Path(sys.argv[1]).resolve().glob("selvedge-*-linux-musl*"))
+    binaries = sorted(p for p in pathlib.Path(sys.argv[1]).resolve().glob("selvedge-*-linux-musl*") if p.suffix != ".json")
     if not binaries:
         sys.exit("nothing to check: build something first")
     failed = 0
