@@ -1,6 +1,6 @@
 //! Where a destination stands in a lane: pure bookkeeping, no IO.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How a record ended for a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,9 +8,12 @@ pub(crate) enum End {
     Delivered,
     Expired,
     Evicted,
+    #[allow(dead_code, reason = "for policies that merge records")]
+    Aggregated,
 }
 
-/// A position plus the small set of records that were finished ahead of it.
+/// A position plus what was finished ahead of it: single records in a small set, and for segments that were finished or thinned out of
+/// order how many records in each. All questions about a range of sequences are about ranges between boundaries of segments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
     /// Next sequence to look at when reading on.
@@ -19,6 +22,9 @@ pub(crate) struct Cursor {
     window: VecDeque<(u64, bool)>,
     /// Finished in an earlier run or before a rewind, and not yet passed again.
     ahead: BTreeSet<u64>,
+    /// By base of a segment that begins at or after the position: records in it that are finished and stand in none of the sets above.
+    /// There are never more than there are segments.
+    in_segments: BTreeMap<u64, u64>,
     pub delivered: u64,
     pub expired: u64,
     pub evicted: u64,
@@ -32,11 +38,18 @@ impl Cursor {
             next: low.max(1),
             window: VecDeque::new(),
             ahead: ahead.into_iter().filter(|s| *s >= low).collect(),
+            in_segments: BTreeMap::new(),
             delivered,
             expired,
             evicted,
             aggregated,
         }
+    }
+
+    /// With what was finished in segments ahead of the position, by base.
+    pub fn with_segments(mut self, segments: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        self.in_segments = segments.into_iter().filter(|(_, count)| *count > 0).collect();
+        self
     }
 
     /// All records before this sequence are finished.
@@ -60,8 +73,60 @@ impl Cursor {
     /// Records finished that stand before `sequence`, which is a segment's boundary at or after what is handed out, or one that
     /// everything below has been finished up to.
     pub fn finished_before(&self, sequence: u64) -> u64 {
-        let ahead_of_it = self.window.iter().filter(|(s, done)| *done && *s >= sequence).count() as u64 + self.ahead.range(sequence..).count() as u64;
-        self.finished() - ahead_of_it
+        self.finished().saturating_sub(self.finished_in(sequence, u64::MAX))
+    }
+
+    /// Records finished at or ahead of the position that stand in this range of whole segments.
+    pub fn finished_in(&self, base: u64, end: u64) -> u64 {
+        let window = self.window.iter().filter(|(s, done)| *done && (base..end).contains(s)).count();
+        let counted: u64 = self.in_segments.range(base..end).map(|(_, count)| count).sum();
+        window as u64 + self.ahead.range(base..end).count() as u64 + counted
+    }
+
+    /// Whether records of this range are handed out, or the position stands between them.
+    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
+    pub fn stands_in(&self, base: u64, end: u64) -> bool {
+        self.low() < end && self.next > base
+    }
+
+    /// Whether this record, which stands at or after the position and not in a segment that is finished as a whole, is finished.
+    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
+    pub fn is_finished(&self, sequence: u64) -> bool {
+        sequence < self.low()
+            || self.ahead.contains(&sequence)
+            || self.window.binary_search_by_key(&sequence, |(s, _)| *s).is_ok_and(|at| self.window[at].1)
+    }
+
+    /// So many more records of the segment ended in this way, ahead of the position, without having been handed out.
+    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
+    pub fn finish_in(&mut self, base: u64, count: u64, how: End) {
+        self.count(how, count);
+        if count > 0 {
+            *self.in_segments.entry(base).or_default() += count;
+        }
+    }
+
+    /// The segments that begin in this range are one from now on, or are known by their count alone: what was finished in them, ahead
+    /// of the position, becomes one number. Single records that `keep` wants are left single, since they still stand in the file.
+    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
+    pub fn fold(&mut self, base: u64, end: u64, mut keep: impl FnMut(u64) -> bool) {
+        let single: Vec<u64> = self.ahead.range(base..end).copied().filter(|s| !keep(*s)).collect();
+        let mut count = single.len() as u64;
+        for sequence in single {
+            self.ahead.remove(&sequence);
+        }
+        let mut later = self.in_segments.split_off(&base);
+        let mut beyond = later.split_off(&end);
+        count += later.values().sum::<u64>();
+        self.in_segments.append(&mut beyond);
+        if count > 0 {
+            self.in_segments.insert(base, count);
+        }
+    }
+
+    /// What was finished in segments ahead of the position, for the cursor file.
+    pub fn in_segments(&self) -> Vec<(u64, u64)> {
+        self.in_segments.iter().map(|(base, count)| (*base, *count)).collect()
     }
 
     /// Sequences finished at or after the position, for the cursor file.
@@ -96,6 +161,7 @@ impl Cursor {
             End::Delivered => self.delivered += n,
             End::Expired => self.expired += n,
             End::Evicted => self.evicted += n,
+            End::Aggregated => self.aggregated += n,
         }
     }
 
@@ -128,6 +194,7 @@ impl Cursor {
         let lost = accepted_before_end.saturating_sub(self.finished_before(end));
         self.window.retain(|(s, _)| *s >= end);
         self.ahead = self.ahead.split_off(&end);
+        self.in_segments = self.in_segments.split_off(&end);
         self.next = self.next.max(end);
         self.count(how, lost);
         self.slide();
@@ -181,5 +248,42 @@ mod tests {
         assert_eq!(c.drop_before(7, 3, End::Evicted), 2);
         assert_eq!((c.low(), c.delivered, c.evicted, c.finished()), (9, 2, 2, 4));
         assert!(!c.finish(6, End::Delivered), "a late acknowledgement changes nothing");
+    }
+
+    #[test]
+    fn segments_finished_ahead_of_the_position_count_where_they_stand() {
+        // Segments 1..10, 10..20, 20..30 with ten records each; two of the first are out, the last one is finished as a whole.
+        let mut c = Cursor::restore(1, [], [0; 4]);
+        c.hand_out(1);
+        c.hand_out(2);
+        c.finish(2, End::Delivered);
+        c.finish_in(20, 6, End::Delivered);
+        c.finish_in(20, 4, End::Expired);
+        assert_eq!((c.finished_before(10), c.finished_before(20), c.finished_before(30)), (1, 1, 11));
+        assert_eq!((c.finished_in(1, 10), c.finished_in(10, 20), c.finished_in(20, 30)), (1, 0, 10));
+        assert!(c.stands_in(1, 10) && !c.stands_in(10, 20) && !c.stands_in(20, 30));
+        // Seven of the second were merged into others, and it becomes one with the third.
+        c.finish_in(10, 7, End::Aggregated);
+        c.fold(10, 30, |_| true);
+        assert_eq!((c.in_segments(), c.finished_before(10), c.finished_before(30)), (vec![(10, 17)], 1, 18));
+        // What is given up counts what was unfinished there and nothing else.
+        assert_eq!(c.drop_before(10, 9, End::Evicted), 8);
+        assert_eq!(c.drop_before(30, 19 + 10, End::Evicted), 29 - 9 - 17);
+        assert_eq!((c.delivered, c.expired, c.evicted, c.aggregated, c.low()), (7, 4, 11, 7, 30));
+        assert!(c.in_segments().is_empty());
+    }
+
+    #[test]
+    fn single_records_become_part_of_the_count_unless_they_still_stand_there() {
+        let mut c = Cursor::restore(5, [12, 14, 25], [3, 0, 0, 0]).with_segments([(20, 2), (30, 0)]);
+        c.delivered += 2;
+        assert_eq!(c.in_segments(), [(20, 2)]);
+        c.fold(10, 20, |s| s == 14);
+        assert_eq!((c.ahead(), c.in_segments()), (vec![14, 25], vec![(10, 1), (20, 2)]));
+        assert_eq!((c.finished_in(10, 20), c.finished_in(20, 30), c.finished_before(10)), (2, 3, 0));
+        // A reader that cannot read the rest of 10..20 loses what is neither finished nor out.
+        c.set_next(10);
+        assert_eq!(c.skip_to(20, 9 + 5), 14 - 2);
+        assert_eq!((c.low(), c.evicted), (20, 12));
     }
 }

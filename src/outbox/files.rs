@@ -24,6 +24,9 @@ pub(crate) struct CursorEntry {
     pub counts: [u64; 4],
     /// Accepted and dropped without being stored; part of both accepted and evicted in the ledger.
     pub dropped: u64,
+    /// Base of a segment ahead of `low`, and how many records in it are finished that are not in `ahead`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<(u64, u64)>,
 }
 
 /// All cursors at one moment.
@@ -58,7 +61,15 @@ mod tests {
     fn a_torn_file_is_found() {
         let page = CursorPage {
             generation: 3,
-            entries: vec![CursorEntry { lane: "default".into(), destination: 1, low: 5, ahead: vec![7], counts: [1, 2, 3, 4], dropped: 0 }],
+            entries: vec![CursorEntry {
+                lane: "default".into(),
+                destination: 1,
+                low: 5,
+                ahead: vec![7],
+                counts: [1, 2, 3, 4],
+                dropped: 0,
+                segments: vec![(8, 2)],
+            }],
             next: vec![("default".into(), 9)],
         };
         let bytes = encode(&page);
@@ -67,5 +78,15 @@ mod tests {
             assert_eq!(decode::<CursorPage>(&bytes[..cut]), None);
         }
         assert_eq!(decode::<Manifest>(b"no checksum here"), None);
+    }
+
+    #[test]
+    fn a_page_from_before_segments_were_counted_is_read() {
+        let body =
+            br#"{"generation":1,"entries":[{"lane":"a","destination":0,"low":5,"ahead":[7],"counts":[4,0,0,0],"dropped":0}],"next":[["a",9]]}"#;
+        let mut file = format!("{:08x}\n", crc32fast::hash(body)).into_bytes();
+        file.extend_from_slice(body);
+        let page: CursorPage = decode(&file).unwrap();
+        assert_eq!((page.entries[0].low, page.entries[0].segments.len()), (5, 0));
     }
 }

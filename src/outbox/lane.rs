@@ -215,6 +215,30 @@ impl Lane {
         counts.get(&destination).copied().unwrap_or(0)
     }
 
+    /// Records of a destination in segment `at` that are not finished.
+    pub fn unfinished_in(&self, at: usize, destination: DestinationId) -> u64 {
+        let (Some(segment), Some(place)) = (self.segments.get(at), self.places.get(&destination)) else { return 0 };
+        let (end, through) = (self.segment_end(at), self.accepted_through(at, destination));
+        if place.cursor.low() >= end {
+            return 0;
+        }
+        // Up to the position all is finished, so before it the count of all that came is the count of what is finished.
+        let before = segment.accepted_before.get(&destination).copied().unwrap_or(0);
+        let finished =
+            if place.cursor.low() > segment.base { place.cursor.finished_before(end) } else { before + place.cursor.finished_in(segment.base, end) };
+        through.saturating_sub(finished)
+    }
+
+    /// A reader has come to the end of a sealed segment: what it met nothing of there cannot be read any more (a file was set aside).
+    pub fn pass_segment(&mut self, at: usize, destination: DestinationId) {
+        let (end, accepted) = (self.segment_end(at), self.accepted_through(at, destination));
+        let (base, created) = self.segments.get(at).map(|s| (s.base, s.created)).unwrap_or_default();
+        let Some(place) = self.places.get_mut(&destination) else { return };
+        let lost = place.cursor.skip_to(end, accepted);
+        self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (base, end.saturating_sub(1)), times: (created, created) });
+        self.corrupt_records += lost;
+    }
+
     /// One past the last sequence of a segment that is not the active one.
     pub fn segment_end(&self, at: usize) -> u64 {
         self.segments.get(at + 1).map_or(self.written, |next| next.base)

@@ -215,12 +215,22 @@ impl Reader {
                 }
                 let end = lane.segment_end(at);
                 let segment = &lane.segments[at];
+                let sealed = at + 1 < lane.segments.len();
+                if sealed && next <= segment.base && lane.unfinished_in(at, self.destination) == 0 {
+                    // Finished as a whole before the position came to it, though its records may still stand there.
+                    lane.pass_segment(at, self.destination);
+                    continue;
+                }
                 let key = (segment.base, segment.epoch, segment.attempt);
                 let offset = match self.place {
                     Some((place, offset, sequence)) if place == key && sequence <= next => offset,
                     _ => segment.data_start,
                 };
                 if offset >= segment.data_end {
+                    if sealed && end > next {
+                        lane.pass_segment(at, self.destination);
+                        continue;
+                    }
                     if let Some(place) = lane.places.get_mut(&self.destination) {
                         place.cursor.set_next(end.max(next));
                     }
@@ -250,9 +260,14 @@ impl Reader {
             };
             let now = self.shared.clock.now();
             let mut lane = self.lock();
+            let Ok(at) = lane.segments.binary_search_by_key(&key, |s| (s.base, s.epoch, s.attempt)) else {
+                // Given up or rewritten while it was read: what stood in it is counted already.
+                drop(lane);
+                self.place = None;
+                continue;
+            };
             if let Some(broken) = broken {
-                let at = lane.segments.iter().position(|s| (s.base, s.epoch, s.attempt) == key);
-                let lost = at.map_or(0, |at| lane.skip_corrupt(at, self.destination));
+                let lost = lane.skip_corrupt(at, self.destination);
                 drop(lane);
                 tracing::error!(path = %path.display(), offset, lost, cause = ?broken, "a segment is damaged; the rest of it is set aside");
                 self.place = None;

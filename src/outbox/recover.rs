@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::codec::{self, Broken, Header};
 use super::cursor::{Cursor, End};
-use super::files::{self, CursorPage, Manifest};
+use super::files::{self, CursorEntry, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
 use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, writer};
@@ -203,6 +203,10 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     Ok(Recovered { lanes, manifest, page_generation: page.generation, latest, report })
 }
 
+fn restored(entry: &CursorEntry) -> Cursor {
+    Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts).with_segments(entry.segments.iter().copied())
+}
+
 fn recover_lane(
     config: &OutboxConfig,
     lane_config: LaneConfig,
@@ -286,19 +290,27 @@ fn recover_lane(
         lane.next_sequence = lane.next_sequence.max(*next);
     }
     let entries = page.entries.iter().filter(|e| e.lane == lane.config.name).map(|e| (DestinationId(e.destination), e));
-    let mut places: BTreeMap<DestinationId, Place> = entries
-        .map(|(id, e)| (id, Place { cursor: Cursor::restore(e.low, e.ahead.iter().copied(), e.counts), accepted: 0, dropped: e.dropped }))
-        .collect();
+    let mut places: BTreeMap<DestinationId, Place> =
+        entries.map(|(id, e)| (id, Place { cursor: restored(e), accepted: 0, dropped: e.dropped })).collect();
     for id in accepted.keys() {
         places.entry(*id).or_insert_with(|| Place { cursor: Cursor::restore(1, [], [0; 4]), ..Place::default() });
     }
     let first = lane.segments.front().map(|s| (s.base, s.accepted_before.clone()));
+    let last = lane.segments.back().map(|s| (s.base, s.accepted_before.clone()));
     let tail = lane.written;
     for (id, place) in &mut places {
         lane.next_sequence = lane.next_sequence.max(place.cursor.low());
         // Records that were finished before they were written: the file does not know them, the books do.
-        let unwritten = if place.cursor.low() < tail { place.cursor.ahead().iter().filter(|s| **s >= tail).count() as u64 } else { 0 };
-        place.accepted = accepted.get(id).copied().unwrap_or(0) + unwritten;
+        place.accepted = accepted.get(id).copied().unwrap_or(0);
+        if place.cursor.low() < tail {
+            place.accepted += place.cursor.finished_in(tail, u64::MAX);
+        }
+        if let Some((base, before)) = last.as_ref().filter(|(base, _)| place.cursor.low() <= *base) {
+            // The same in a segment that was finished as a whole and lost its end with the power.
+            let (there, finished) =
+                (accepted.get(id).copied().unwrap_or(0) - before.get(id).copied().unwrap_or(0), place.cursor.finished_in(*base, tail));
+            place.accepted += finished.saturating_sub(there);
+        }
         if let Some((base, before)) = &first {
             // Segments are removed only when all in them is finished; an older page just does not know it yet.
             place.cursor.drop_before(*base, before.get(id).copied().unwrap_or(0), End::Delivered);

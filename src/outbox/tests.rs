@@ -407,6 +407,57 @@ fn two_destinations_share_one_copy_and_a_segment_waits_for_the_slower() {
     assert_eq!(b.outbox.ledger().len(), 1);
 }
 
+#[test]
+fn a_segment_that_was_finished_out_of_order_is_passed_over_and_stays_finished_over_a_restart() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..1_000 {
+        b.append(n);
+        b.writer.step(false);
+    }
+    let (base, end) = {
+        let mut lane = b.outbox.shared.lanes[0].lock();
+        let (base, end, count) = (lane.segments[2].base, lane.segment_end(2), lane.unfinished_in(2, b.to));
+        assert_eq!(count, end - base);
+        lane.places.get_mut(&b.to).unwrap().cursor.finish_in(base, count, End::Delivered);
+        assert_eq!((lane.unfinished_in(1, b.to) > 0, lane.unfinished_in(2, b.to), lane.unfinished_in(3, b.to) > 0), (true, 0, true));
+        (base, end)
+    };
+    let rest: Vec<u64> = (1..=1_000).filter(|s| !(base..end).contains(s)).collect();
+    assert_eq!((b.row().delivered, b.row().queued), (end - base, rest.len() as u64));
+    b.writer.step(true);
+    drop(b);
+    let (mut b, _) = open(fsync(), &storage);
+    assert_eq!((b.row().delivered, b.row().queued), (end - base, rest.len() as u64));
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let read: Vec<u64> = b.read(&mut reader).iter().map(|(s, _)| *s).collect();
+    assert_eq!(read, rest);
+    reader.acknowledge(&read);
+    b.writer.step(false);
+    assert_eq!((b.row().delivered, b.row().queued, b.row().evicted), (1_000, 0, 0));
+    assert_eq!((b.outbox.status()[0].segments, b.outbox.shared.lanes[0].lock().places[&b.to].cursor.in_segments()), (1, vec![]));
+}
+
+#[test]
+fn a_segment_that_vanished_is_counted_when_the_reader_comes_past_its_place() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(fsync(), &storage);
+    for n in 0..1_000 {
+        b.append(n);
+        b.writer.step(false);
+    }
+    b.writer.step(true);
+    drop(b);
+    let segments: Vec<_> = storage.paths().into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+    storage.damage(&segments[1], |bytes| bytes[3] ^= 1); // its header
+    let (b, recovery) = open(fsync(), &storage);
+    assert_eq!(recovery.set_aside.len(), 1);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let read = b.read(&mut reader);
+    let row = b.row();
+    assert!(row.evicted > 100 && row.accepted == 1_000 && row.queued == read.len() as u64, "{row:?}");
+}
+
 /// A small generator with a seed that a failure prints.
 struct Random(u64);
 

@@ -419,6 +419,7 @@ impl Writer {
                     ahead: place.cursor.ahead(),
                     counts: [place.cursor.delivered, place.cursor.expired, place.cursor.evicted, place.cursor.aggregated],
                     dropped: place.dropped,
+                    segments: place.cursor.in_segments(),
                 });
             }
         }
