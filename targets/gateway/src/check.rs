@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use selvedge::component::Category;
 use selvedge::resource::{Severity, load};
 
-use crate::components;
+use crate::{components, serve_api};
 use crate::flags::{Flags, UsageError};
 
 /// Checks the folders given as arguments or by `--resources-path`; prints every problem; exit code 1 if there is one.
@@ -35,7 +35,7 @@ pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {
         errors += 1;
         println!("error: {duplicates}");
     }
-    for error in resources.subscriptions.iter().filter_map(|s| selvedge::block::check_routes(s).err()) {
+    for error in resources.subscriptions.iter().filter_map(|s| serve_api::check_routes(s).err()) {
         errors += 1;
         println!("error: {error}");
     }

@@ -15,15 +15,22 @@ use selvedge_sqlite::SqliteTables;
 /// Everything that can be configured.
 fn registry() -> Registry {
     let mut registry = Registry::new();
+    #[cfg(feature = "coap")]
     selvedge_coap::register(&mut registry);
+    #[cfg(feature = "cron")]
     selvedge_cron::register(&mut registry);
+    #[cfg(feature = "http")]
     selvedge_http::register(&mut registry);
     selvedge_local::register(&mut registry);
+    #[cfg(feature = "localstorage")]
     selvedge_localstorage::register(&mut registry);
+    #[cfg(feature = "memory")]
     selvedge_memory::register(&mut registry);
     selvedge_mqtt::register(&mut registry);
     selvedge_mqtt_listener::register(&mut registry);
+    #[cfg(feature = "secrets")]
     selvedge_secrets::register(&mut registry);
+    #[cfg(feature = "sensors")]
     selvedge_sensors::register(&mut registry);
     selvedge_sqlite::register(&mut registry);
     registry

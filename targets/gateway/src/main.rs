@@ -11,6 +11,10 @@ mod escape;
 mod flags;
 mod queue;
 mod run;
+#[cfg(feature = "api")]
+mod serve_api;
+#[cfg(not(feature = "api"))]
+#[path = "without_api.rs"]
 mod serve_api;
 
 use std::process::ExitCode;

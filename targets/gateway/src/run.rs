@@ -124,7 +124,7 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
             Severity::Warning | Severity::Unreadable => tracing::warn!("{problem}"),
         }
     }
-    for error in resources.subscriptions.iter().filter_map(|s| selvedge::block::check_routes(s).err()) {
+    for error in resources.subscriptions.iter().filter_map(|s| serve_api::check_routes(s).err()) {
         say(&error);
     }
     let data_dir = data_dir(flags, app_id);

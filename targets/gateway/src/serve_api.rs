@@ -7,6 +7,7 @@ use std::time::Duration;
 use selvedge::api::grpc::{self, GrpcOptions};
 use selvedge::api::http::{self, HttpOptions, Lifecycle};
 use selvedge::app::{AppAddress, AppChannel, AppError, AppProtocol, HealthCheck};
+pub use selvedge::block::check_routes;
 use selvedge::block::{Blocks, SkipInit};
 use selvedge::component::InheritedSockets;
 use selvedge::node::Node;
