@@ -186,11 +186,13 @@ impl Flags {
     }
 
     /// A size in bytes.
+    #[cfg_attr(not(feature = "api"), allow(dead_code, reason = "asked by the API alone"))]
     pub fn size(&self, name: &str, default: u64) -> Result<u64, UsageError> {
         self.text(name).map_or(Ok(default), |t| units::parse_size(t).map_err(|e| usage(format!("--{name}: {e}"))))
     }
 
     /// A number above 0; anything else is the default (daprd's rule for the health check).
+    #[cfg_attr(not(feature = "api"), allow(dead_code, reason = "asked by the API alone"))]
     pub fn positive(&self, name: &str, default: u64) -> u64 {
         self.integer(name).and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(default)
     }

@@ -22,12 +22,16 @@ const ASKING: &[&str] = &["app-port", "dapr-http-port", "dapr-grpc-port", "metri
 #[derive(Clone)]
 pub struct Absent;
 
+/// Stands for what an application would not be asked.
+#[derive(Clone, Copy)]
+pub struct Nothing;
+
 /// Nothing is said of the API.
 pub struct Doors {
     /// No application, no health.
     pub health: Absent,
     /// Nothing is asked.
-    pub skip: Absent,
+    pub skip: Nothing,
 }
 
 /// The channel to the application, which there is none of.
@@ -55,7 +59,7 @@ impl Doors {
                 return Err(UsageError(format!("--{flag}: {ABSENT}; leave it out")));
             }
         }
-        Ok(Self { health: Absent, skip: Absent })
+        Ok(Self { health: Absent, skip: Nothing })
     }
 
     /// Binds nothing.
@@ -80,7 +84,7 @@ pub fn check_routes(subscription: &SubscriptionSpec) -> Result<(), String> {
 }
 
 /// Starts nothing.
-pub fn start(_: &Node, _: Absent, _: Absent, _: &Metrics, _: Absent) -> Api {
+pub fn start(_: &Node, _: Absent, _: Absent, _: &Metrics, _: Nothing) -> Api {
     tracing::info!("{ABSENT}: there is no HTTP, gRPC or metrics port");
     let (ask, shutdown) = watch::channel(None);
     Api { shutdown, _ask: ask }
