@@ -38,6 +38,12 @@ def accepts(port):
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
+def has_api(binary):
+    """Whether the binary is built with Dapr's API: without it flags that ask for its ports are refused."""
+    said = subprocess.run([str(binary), "--build-info"], capture_output=True, text=True, check=True).stdout
+    return " api" in said
+
+
 def idle_kib(binary):
     with tempfile.TemporaryDirectory() as folder:
         mqtt = free_port()
@@ -48,8 +54,9 @@ def idle_kib(binary):
             f'spec: {{protocol: mqtt, bind: "127.0.0.1:{mqtt}"}}\n'
         )
         command = [str(binary), "--app-id", "idle", "--resources-path", str(resources), "--data-dir", os.path.join(folder, "data")]
-        for name in ("dapr-http-port", "dapr-grpc-port", "metrics-port"):
-            command += [f"--{name}", str(free_port())]
+        if has_api(binary):
+            for name in ("dapr-http-port", "dapr-grpc-port", "metrics-port"):
+                command += [f"--{name}", str(free_port())]
         node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             wait_for(lambda: accepts(mqtt), 10, "the listener's port")

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use selvedge::component::Category;
 use selvedge::resource::{Severity, load};
 
-use crate::{components, serve_api};
 use crate::flags::{Flags, UsageError};
+use crate::{components, serve_api};
 
 /// Checks the folders given as arguments or by `--resources-path`; prints every problem; exit code 1 if there is one.
 pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {

@@ -58,6 +58,21 @@ pub fn host(clock: Arc<dyn Clock>, metrics: Metrics, sockets: InheritedSockets) 
     }
 }
 
+/// The cargo features that this binary is built with.
+pub fn features() -> Vec<&'static str> {
+    let all = [
+        ("api", cfg!(feature = "api")),
+        ("coap", cfg!(feature = "coap")),
+        ("cron", cfg!(feature = "cron")),
+        ("http", cfg!(feature = "http")),
+        ("localstorage", cfg!(feature = "localstorage")),
+        ("memory", cfg!(feature = "memory")),
+        ("secrets", cfg!(feature = "secrets")),
+        ("sensors", cfg!(feature = "sensors")),
+    ];
+    all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
 /// Type names of all components.
 pub fn types() -> Vec<String> {
     registry().types()

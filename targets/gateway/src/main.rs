@@ -32,8 +32,12 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    if flags.switch("version", false) || flags.switch("build-info", false) {
+    if flags.switch("version", false) {
         println!("{}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    if flags.switch("build-info", false) {
+        println!("Version: {}, Features: {}", env!("CARGO_PKG_VERSION"), components::features().join(" "));
         return ExitCode::SUCCESS;
     }
     let result = match flags.rest.first().map(String::as_str) {
