@@ -65,6 +65,8 @@ pub enum LinkCause {
     TlsTrust,
     /// The peer refused our identity.
     Auth,
+    /// The peer takes our identity and refuses everything that is sent.
+    Refused,
     /// The peer has no room for us now.
     Quota,
     /// Acknowledgements come too slowly.
@@ -88,6 +90,7 @@ impl LinkCause {
             Self::TlsTime => "tls-time",
             Self::TlsTrust => "tls-trust",
             Self::Auth => "auth",
+            Self::Refused => "refused",
             Self::Quota => "quota",
             Self::Slow => "slow",
             Self::Silent => "silent",

@@ -5,8 +5,8 @@
 //!                                 |  \--primary lost, secondary stands--> failover      |  conserve  (long, or much stored)
 //!                                 +---------no link for `settle`----------------------> +  survive   (disk short, or store nearly full)
 //! ```
-//! A worse mode is entered when its reason has held for `settle`, `normal` when the link has held for `heal`: a link that flaps does not
-//! make the box flap. The rules stand in [`ModeMachine::wanted`] and [`ModeMachine::hold`], nowhere else.
+//! A worse mode is entered when its reason has held for `settle`, `normal` when the link has held for `heal`, both longer when it did not
+//! hold before: a link that flaps does not make the box flap. The rules stand in [`ModeMachine::wanted`] and [`ModeMachine::hold`], nowhere else.
 
 use std::time::Duration;
 
@@ -17,11 +17,16 @@ use super::LinkState;
 use crate::component::LinkCause;
 use crate::time::Monotonic;
 
+/// How long the box must have done without an island before it forgets that the link did not hold.
+const FORGET: Duration = Duration::from_secs(600);
+/// Relapses that count: the longest doubt is twelve times `settle`.
+const RELAPSES: u32 = 4;
+
 /// What the box is up to. The order is that of the metric: 0 is normal, higher is worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// A primary upstream takes records as they come (or there is no upstream at all).
+    /// A primary upstream takes records as they come, slowly perhaps (or there is no upstream at all).
     Normal,
     /// A link stands again; the backlog goes out.
     Recover,
@@ -103,6 +108,8 @@ pub struct LinkSight {
     pub secondary: bool,
     /// State of its link.
     pub state: LinkState,
+    /// Records that were there before the link stood have not all gone.
+    pub behind: bool,
     /// Why it is not up.
     pub cause: Option<LinkCause>,
 }
@@ -110,7 +117,7 @@ pub struct LinkSight {
 impl LinkSight {
     /// The peer has proved that it takes records.
     fn stands(&self) -> bool {
-        matches!(self.state, LinkState::Up | LinkState::Draining)
+        self.state.stands()
     }
 }
 
@@ -195,6 +202,10 @@ pub struct ModeMachine {
     outage: bool,
     fenced: bool,
     pin: Option<(Mode, Monotonic)>,
+    /// When the box was an island last.
+    left_island: Option<Monotonic>,
+    /// How often it became one again soon after.
+    relapses: u32,
 }
 
 fn millis(time: Duration) -> u64 {
@@ -216,6 +227,8 @@ impl ModeMachine {
             outage: saved.offline_ms.is_some(),
             fenced: saved.fenced,
             pin: saved.pin.map(|(mode, ms)| (mode, now.plus(Duration::from_millis(ms)))),
+            left_island: None,
+            relapses: 0,
         }
     }
 
@@ -278,7 +291,7 @@ impl ModeMachine {
             ModeEvent::Leave => {
                 self.pin = None;
                 self.fenced = false;
-                self.candidate = None;
+                (self.candidate, self.left_island, self.relapses) = (None, None, 0);
                 actions.push(ModeAction::Fence(false));
             }
             ModeEvent::Pin { mode, lasting } => {
@@ -302,6 +315,9 @@ impl ModeMachine {
         }
         if self.pin.take_if(|(_, until)| *until <= now).is_some() {
             self.candidate = None;
+        }
+        if !self.mode.is_island() && self.left_island.is_some_and(|at| now.since(at) >= FORGET) {
+            self.relapses = 0;
         }
         let wanted = self.wanted(now, situation);
         if wanted == self.mode && self.pin.is_none() {
@@ -329,7 +345,7 @@ impl ModeMachine {
 
     /// What the situation asks for.
     fn wanted(&self, now: Monotonic, situation: &Situation<'_>) -> Mode {
-        let primary = |state: LinkState| situation.links.iter().any(|l| !l.secondary && l.state == state);
+        let primary = |behind: bool| situation.links.iter().any(|l| !l.secondary && l.stands() && l.behind == behind);
         if situation.disk_short {
             return Mode::Survive;
         }
@@ -337,10 +353,10 @@ impl ModeMachine {
             return Mode::Normal;
         }
         if situation.links.iter().any(LinkSight::stands) {
-            return if primary(LinkState::Up) {
+            return if primary(false) {
                 // What was an island shows first that the link holds.
                 if self.mode.is_island() { Mode::Recover } else { Mode::Normal }
-            } else if primary(LinkState::Draining) {
+            } else if primary(true) {
                 Mode::Recover
             } else {
                 Mode::Failover
@@ -367,10 +383,16 @@ impl ModeMachine {
             (_, to) if self.fenced && to.is_island() => Duration::ZERO,
             // The first link, or one after an outage: the peer has proved itself.
             (Mode::Bootstrap, Mode::Normal | Mode::Recover | Mode::Failover) => Duration::ZERO,
-            (from, Mode::Recover | Mode::Failover) if from.is_island() => Duration::ZERO,
+            (from, Mode::Recover | Mode::Failover) if from.is_island() => self.doubt(),
+            (_, Mode::Normal) => self.config.heal + self.doubt(),
             (from, to) if to < from => self.config.heal,
             _ => self.config.settle,
         }
+    }
+
+    /// How much longer a link must hold that has not held before: nothing at first, then 1, 3, 7, 12 times `settle`.
+    fn doubt(&self) -> Duration {
+        self.config.settle * (2u32.pow(self.relapses) - 1).min(12)
     }
 
     fn change(&mut self, now: Monotonic, to: Mode, actions: &mut ModeActions) {
@@ -378,6 +400,13 @@ impl ModeMachine {
         if self.mode != to {
             let from = std::mem::replace(&mut self.mode, to);
             self.since = now;
+            if from.is_island() && !to.is_island() {
+                self.left_island = Some(now);
+            } else if to.is_island() && !from.is_island() && self.left_island.is_some_and(|at| now.since(at) < FORGET) {
+                // What an operator orders says nothing about the link.
+                let ordered = self.fenced || self.pin.is_some();
+                self.relapses = (self.relapses + u32::from(!ordered)).min(RELAPSES);
+            }
             actions.push(ModeAction::Changed { from, to });
         }
     }

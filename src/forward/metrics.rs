@@ -70,7 +70,11 @@ impl ForwardMetrics {
             latency: Family::new_with_constructor(LatencyBuckets),
         };
         metrics.register(|r| {
-            r.register("selvedge_link_state", "State of the link to an upstream: 0 down, 1 probing, 2 draining, 3 up", all.state.clone());
+            r.register(
+                "selvedge_link_state",
+                "State of the link to an upstream: 0 fenced, 1 down, 2 probing, 3 draining, 4 degraded, 5 up",
+                all.state.clone(),
+            );
             r.register("selvedge_link_changes", "Changes of link state by cause (none: to the better)", all.changes.clone());
             r.register("selvedge_forward_sent", "Records handed to the upstream's connection, repeats included", all.sent.clone());
             r.register("selvedge_forward_acknowledged", "Records that the upstream took responsibility for", all.acknowledged.clone());

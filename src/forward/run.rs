@@ -19,7 +19,7 @@ use super::throttle::Throttle;
 use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
-use crate::hub::{Hub, LaneRun, NOTICES};
+use crate::hub::{Hub, LaneRun, NOTICES, QUARANTINE_BYTES};
 use crate::outbox::{DestinationId, LaneId, Peeker};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::time::{Clock, Monotonic};
@@ -46,6 +46,8 @@ const REFUSED_REASONS: usize = 256;
 const REFUSALS: usize = 256;
 /// Pause after a refused record could not be set aside.
 const SET_ASIDE_RETRY: Duration = Duration::from_secs(1);
+/// What a record takes in the store beside topic and payload, about.
+const RECORD_OVERHEAD: usize = 128;
 /// A record on which alone the link broke this many times in a row is suspected of breaking it.
 const SUSPECT_AFTER: u32 = 5;
 
@@ -64,6 +66,9 @@ pub struct ForwarderConfig {
     pub stall: Duration,
     /// An answer that takes longer makes the window smaller.
     pub slow: Duration,
+    /// Bytes refused without a record taken between them, after which the link is fenced: a peer that refuses everything must not push out
+    /// of the quarantine what was set aside first. Each attempt after that sets one record aside.
+    pub poison_bytes: u64,
     /// Most publishes on their way; the peer's own maximum lowers it. At least 1.
     pub window: u16,
     /// Back-off and stability.
@@ -90,7 +95,7 @@ pub struct StandIn {
 }
 
 impl ForwarderConfig {
-    /// No routes, no drain limits, 20 s stall, 1.5 s are slow, window 512: past that the measured cost per message hardly falls, and a
+    /// No routes, no drain limits, 20 s stall, 1.5 s are slow, half the quarantine is poison, window 512: past that the measured cost per message hardly falls, and a
     /// loss repeats at most that many.
     #[must_use]
     pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
@@ -101,6 +106,7 @@ impl ForwarderConfig {
             drain: DrainSpec::default(),
             stall: Duration::from_secs(20),
             slow: Duration::from_millis(1_500),
+            poison_bytes: QUARANTINE_BYTES / 2,
             window: 512,
             link: LinkConfig::default(),
             seed: None,
@@ -147,6 +153,7 @@ pub struct Forwarder {
     destination: DestinationId,
     drain: DrainSpec,
     stall: Duration,
+    poison_bytes: u64,
     window_limit: u16,
     hub: Hub,
     uplink: Box<dyn Uplink>,
@@ -181,6 +188,8 @@ pub struct Forwarder {
     /// When the number of queued records was refreshed while the link stood.
     refreshed_at: Monotonic,
     suspect: Option<Suspect>,
+    /// Bytes refused for good since a record was last taken.
+    refused_bytes: u64,
     /// Refused for good and not yet set aside.
     refusals: Vec<Refusal>,
     /// When setting aside is tried again.
@@ -230,6 +239,7 @@ impl Forwarder {
             destination: config.destination,
             drain: config.drain,
             stall: config.stall,
+            poison_bytes: config.poison_bytes,
             window_limit: config.window.max(1),
             feed,
             lendable,
@@ -254,6 +264,7 @@ impl Forwarder {
             caught_up: false,
             refreshed_at: now,
             suspect: None,
+            refused_bytes: 0,
             refusals: Vec::new(),
             set_aside_at: None,
             peekers: SmallVec::new(),
@@ -305,9 +316,9 @@ impl Forwarder {
             self.hand_over();
             let turn = std::panic::AssertUnwindSafe(async {
                 match self.link.state() {
-                    LinkState::Down if self.connecting => self.connect(&mut stop).await,
-                    LinkState::Down => self.wait(&mut stop).await,
-                    _ => self.cycle(&mut stop).await,
+                    state if state.is_connected() => self.cycle(&mut stop).await,
+                    _ if self.connecting => self.connect(&mut stop).await,
+                    _ => self.wait(&mut stop).await,
                 }
             });
             match turn.catch_unwind().await {
@@ -357,7 +368,7 @@ impl Forwarder {
     /// Keeps the link closed while it is fenced. Returns whether to go on.
     async fn closed(&mut self, stop: &mut Fut<'static, ()>) -> bool {
         self.settle(self.clock.monotonic());
-        self.hang_up(LinkEvent::Stop, "closed by an operator").await;
+        self.hang_up(LinkEvent::Close, "closed by an operator").await;
         self.connecting = false;
         loop {
             tokio::select! {
@@ -429,10 +440,18 @@ impl Forwarder {
             self.refreshed_at = now;
         }
         self.fill(now);
-        let wake = [self.window.oldest().map(|at| at.plus(self.stall)), self.hold, self.notice_until, self.set_aside_at, self.link.deadline()]
-            .into_iter()
-            .flatten()
-            .min();
+        let overdue = self.window.oldest().filter(|_| self.link.state() != LinkState::Degraded).map(|at| self.throttle.overdue_at(at));
+        let wake = [
+            overdue.filter(|at| *at > now),
+            self.window.oldest().map(|at| at.plus(self.stall)),
+            self.hold,
+            self.notice_until,
+            self.set_aside_at,
+            self.link.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         let readable = (self.caught_up && self.may_send() > 0).then(|| self.feed.readable());
         let driven = tokio::select! {
             biased;
@@ -451,24 +470,30 @@ impl Forwarder {
         } else if self.window.oldest().is_some_and(|at| now.since(at) >= self.stall) {
             let detail = format!("{} publishes are unanswered, the oldest for {} s", self.window.waiting(), self.stall.as_secs());
             self.lost(LinkFailure::new(LinkCause::Silent, detail)).await;
-        } else if self.link.deadline().is_some_and(|at| at <= now) {
-            self.step(LinkEvent::Tick, "");
+        } else if self.refused_bytes >= self.poison_bytes && self.refusals.is_empty() {
+            let detail = format!("records of {} bytes were refused in a row, and none was taken", self.refused_bytes);
+            self.lost(LinkFailure::new(LinkCause::Refused, detail)).await;
+        } else {
+            if self.window.oldest().is_some_and(|at| self.throttle.is_slow(now.since(at))) {
+                self.step(LinkEvent::Slow, "an answer is overdue");
+            }
+            if self.link.deadline().is_some_and(|at| at <= now) {
+                self.step(LinkEvent::Tick, "");
+            }
         }
         true
     }
 
     /// How many publishes may be under way in this state.
     fn may_send(&self) -> usize {
-        if self.busy.is_some() || self.link.deadline().is_some() || self.refusals.len() >= REFUSALS {
+        if self.busy.is_some() || self.link.is_paused() || self.refusals.len() >= REFUSALS {
             return 0;
         }
         match self.link.state() {
-            LinkState::Down => 0,
+            LinkState::Fenced | LinkState::Down => 0,
             LinkState::Probing => 1,
-            state => {
-                let full = self.throttle.allow(self.full_window());
-                if state == LinkState::Draining { self.slow_start(full) } else { full }
-            }
+            LinkState::Draining => self.slow_start(self.throttle.allow(self.full_window())),
+            LinkState::Degraded | LinkState::Up => self.throttle.allow(self.full_window()),
         }
     }
 
@@ -502,7 +527,8 @@ impl Forwarder {
         if allowed <= self.window.waiting() || allowed - self.window.waiting() < allowed / 4 {
             return;
         }
-        let paced = self.link.state() == LinkState::Draining && (self.drain.messages_per_second.is_some() || self.drain.bytes_per_second.is_some());
+        let draining = self.link.state().stands() && self.link.is_behind();
+        let paced = draining && (self.drain.messages_per_second.is_some() || self.drain.bytes_per_second.is_some());
         loop {
             // Busy may have been set by a record that the uplink could not take.
             let allowed = self.may_send().min(allowed);
@@ -545,7 +571,7 @@ impl Forwarder {
                 self.sent_upto.len() - 1
             }
         };
-        let live = self.link.state() == LinkState::Up;
+        let live = !self.link.is_behind();
         let (mut sent, mut bytes) = (0u64, 0u64);
         for record in self.run.run.iter() {
             let sequence = record.id.sequence;
@@ -614,6 +640,7 @@ impl Forwarder {
     /// Takes the answers that have come.
     fn settle(&mut self, now: Monotonic) {
         let mut accepted = 0u64;
+        let mut slow = false;
         let full = self.full_window();
         for ack in self.acks.drain(..) {
             let Some(publish) = self.window.answer(ack.token) else { continue };
@@ -621,13 +648,16 @@ impl Forwarder {
                 UplinkOutcome::Accepted => {
                     accepted += 1;
                     self.metrics.latency(now.since(publish.sent_at));
-                    self.throttle.answered(publish.sent_at, now, full);
+                    slow |= self.throttle.answered(publish.sent_at, now, full);
                     match self.done.iter_mut().find(|(origin, _)| *origin == publish.origin) {
                         Some((_, sequences)) => sequences.push(publish.sequence),
                         None => self.done.push((publish.origin, vec![publish.sequence])),
                     }
                 }
                 UplinkOutcome::Refused(reason) => {
+                    if Some(publish.origin.lane) != self.notices {
+                        self.refused_bytes += (publish.bytes + RECORD_OVERHEAD) as u64;
+                    }
                     self.refusals.push(Refusal { origin: publish.origin, sequence: publish.sequence, reason });
                 }
                 UplinkOutcome::TryLater(reason) => self.busy = Some(reason),
@@ -644,13 +674,16 @@ impl Forwarder {
             self.status.counts.acknowledged.fetch_add(accepted, Ordering::Relaxed);
             self.metrics.in_flight(self.window.waiting());
             self.metrics.window(self.throttle.allow(full));
-            self.status.set_slow(self.throttle.is_slow());
+            self.refused_bytes = 0;
             if let Some(Suspect { origin, sequence, left_out: true, .. }) = self.suspect {
                 let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
                 self.refusals.push(Refusal { origin, sequence, reason });
             }
             self.suspect = None;
             self.step(LinkEvent::Acknowledged, "");
+            if slow {
+                self.step(LinkEvent::Slow, "answers are slow");
+            }
         }
     }
 
@@ -662,6 +695,7 @@ impl Forwarder {
         {
             self.feed.rewind();
             self.caught_up = false;
+            self.throttle.refused(self.clock.monotonic(), self.full_window());
             self.step(LinkEvent::Busy, &reason);
         }
     }
@@ -753,7 +787,7 @@ impl Forwarder {
 
     async fn finish(&mut self) {
         let deadline = self.clock.monotonic().plus(GRACE);
-        while self.link.state() != LinkState::Down && self.window.waiting() > 0 {
+        while self.link.state().is_connected() && self.window.waiting() > 0 {
             let left = deadline.since(self.clock.monotonic());
             let driven = tokio::time::timeout(left, self.uplink.drive(&mut self.acks, false)).await;
             self.busy = None;
@@ -788,7 +822,7 @@ impl Forwarder {
                 LinkAction::Drain => {
                     self.pace = Pace::new(&self.drain, now);
                     self.notice_until = Some(now.plus(NOTICE_WAIT)).filter(|_| self.ordered.borrow().notice_follows);
-                    if self.link.state() == LinkState::Draining && !self.drain.jitter.is_zero() {
+                    if self.link.is_behind() && !self.drain.jitter.is_zero() {
                         let fraction = f64::from((self.random.draw() >> 32) as u32) / f64::from(u32::MAX);
                         self.hold = Some(now.plus(self.drain.jitter.mul_f64(fraction)));
                     }
@@ -796,6 +830,8 @@ impl Forwarder {
                 LinkAction::Changed { from, to, cause } => self.changed(from, to, cause, detail),
             }
         }
+        let behind = self.link.is_behind();
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.behind, behind) != behind);
     }
 
     fn changed(&mut self, from: LinkState, to: LinkState, cause: Option<LinkCause>, detail: &str) {
@@ -808,13 +844,14 @@ impl Forwarder {
             }
             _ => tracing::info!(upstream = %name, link.state = state, link.before = was, queued, "link changed"),
         }
-        let since = self.clock.now();
+        let (since, behind) = (self.clock.now(), self.link.is_behind());
         self.view.send_modify(|view| {
             if view.state != to {
                 view.since = since;
             }
             view.state = to;
             view.cause = cause;
+            view.behind = behind;
             if cause.is_none() {
                 view.detail.clear();
             } else if !detail.is_empty() {

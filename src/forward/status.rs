@@ -18,6 +18,8 @@ pub struct ForwarderSnapshot {
     pub state: LinkState,
     /// Wall-clock time at which the state was entered.
     pub since: Timestamp,
+    /// Records that were there before the link stood have not all gone.
+    pub behind: bool,
     /// Why the link is not up.
     pub cause: Option<LinkCause>,
     /// The cause in words: the peer's name and what it said; empty when there is none.
@@ -40,6 +42,7 @@ pub(super) struct LinkView {
     pub(super) since: Timestamp,
     pub(super) cause: Option<LinkCause>,
     pub(super) detail: String,
+    pub(super) behind: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +55,6 @@ pub(super) struct Counts {
     /// Which sources it has: bit 0 its own lanes that may be lent, the others those of primaries.
     handed: AtomicU32,
     notices_refused: AtomicBool,
-    slow: AtomicBool,
 }
 
 /// A cheap handle to a forwarder's status; outlives the forwarder.
@@ -65,7 +67,7 @@ pub struct ForwarderStatus {
 
 impl ForwarderStatus {
     pub(super) fn new(upstream: &str, now: Timestamp) -> (Self, watch::Sender<LinkView>) {
-        let (sender, link) = watch::channel(LinkView { state: LinkState::Down, since: now, cause: None, detail: String::new() });
+        let (sender, link) = watch::channel(LinkView { state: LinkState::Down, since: now, cause: None, detail: String::new(), behind: true });
         let this = Self { upstream: upstream.into(), counts: Arc::default(), link };
         this.set_handed(0, true);
         (this, sender)
@@ -86,6 +88,7 @@ impl ForwarderStatus {
             upstream: self.upstream.to_string(),
             state: link.state,
             since: link.since,
+            behind: link.behind,
             cause: link.cause,
             detail: link.detail,
             sent: read(&self.counts.sent),
@@ -94,16 +97,6 @@ impl ForwarderStatus {
             queued: read(&self.counts.queued),
             connects: read(&self.counts.connects),
         }
-    }
-
-    /// Whether the link stands and answers so slowly that less is sent at a time.
-    #[must_use]
-    pub fn is_slow(&self) -> bool {
-        self.state() != LinkState::Down && self.counts.slow.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_slow(&self, slow: bool) {
-        self.counts.slow.store(slow, Ordering::Relaxed);
     }
 
     /// Whether the peer takes the node's own notices; not known to be so until it has refused one.
@@ -139,7 +132,7 @@ impl ForwarderStatus {
     /// Whether a message that is accepted now has to wait: the link does not send as messages come.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.state() != LinkState::Up
+        self.link.borrow().behind
     }
 
     /// Resolves when the link's state or cause has changed since the last call on this handle. `false` when the forwarder has ended.

@@ -273,7 +273,7 @@ async fn one_record_is_acknowledged_before_the_others_are_sent() {
     assert_eq!((snapshot.sent, snapshot.refused, snapshot.queued, snapshot.connects), (50, 0, 0, 1));
     let metrics = rig.metrics.render();
     for line in [
-        "selvedge_link_state{upstream=\"cloud\"} 3",
+        "selvedge_link_state{upstream=\"cloud\"} 5",
         "selvedge_forward_acknowledged_total{upstream=\"cloud\"} 50",
         "selvedge_forward_latency_seconds_count{upstream=\"cloud\"} 50",
         "selvedge_link_changes_total{upstream=\"cloud\",cause=\"none\"} 3",
@@ -494,6 +494,45 @@ async fn a_slow_start_opens_the_window_little_by_little() {
     let within = |ms: u64| sent.iter().filter(|at| at.as_millis() <= u128::from(ms) + 5).count();
     assert!(within(10) < 80 && within(20) < 250, "{} after 10 ms, {} after 20 ms", within(10), within(20));
     assert!(uplink.peer().most_in_flight > 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_refuses_everything_is_asked_once_a_minute_and_keeps_the_rest_stored() {
+    let rig = Rig::new().await;
+    rig.keep_writing();
+    rig.accept("cloud", "t", 0..500);
+    let refusing = Arc::new(AtomicBool::new(true));
+    let still = refusing.clone();
+    let uplink = Scripted::new(move |_| {
+        Some(if still.load(Ordering::Relaxed) { UplinkOutcome::Refused("not authorized".into()) } else { UplinkOutcome::Accepted })
+    });
+    let (status, _stop, _task) = rig.start(ForwarderConfig { poison_bytes: 10 * 130, ..rig.config() }, &uplink);
+    until(|| status.state() == LinkState::Fenced).await;
+    assert_eq!((status.snapshot().cause, status.snapshot().refused), (Some(LinkCause::Refused), 10));
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    let refused = status.snapshot().refused;
+    assert!((15..60).contains(&refused), "one for each attempt: {refused}");
+    refusing.store(false, Ordering::Relaxed);
+    until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
+    assert_eq!(status.snapshot().acknowledged, 500 - status.snapshot().refused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_and_overdue_answers_degrade_the_link_and_what_is_new_still_counts_as_live() {
+    let rig = Rig::new().await;
+    let uplink = Scripted::accepting();
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    until(|| status.state() == LinkState::Up).await;
+    let start = uplink.peer().start;
+    uplink.peer().hold_until = start.elapsed() + Duration::from_secs(4);
+    rig.accept("cloud", "t", 0..1);
+    until(|| status.state() == LinkState::Degraded).await;
+    assert_eq!((status.snapshot().cause, status.snapshot().acknowledged, status.is_behind()), (Some(LinkCause::Slow), 0, false), "before it comes");
+    let overdue = start.elapsed();
+    assert!(overdue < Duration::from_secs(2), "{overdue:?}");
+    until(|| status.state() == LinkState::Up).await;
+    let healed = start.elapsed();
+    assert!((Duration::from_secs(19)..Duration::from_millis(19_100)).contains(&healed), "15 s after the slow answer: {healed:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,20 +42,31 @@ impl Throttle {
         self.limit.map_or(full, |limit| limit.min(full))
     }
 
-    /// The link has shown to be slow and has not recovered.
-    pub(super) fn is_slow(&self) -> bool {
-        self.limit.is_some() && !self.doubling
+    /// An answer of this age is slow.
+    pub(super) fn is_slow(&self, age: Duration) -> bool {
+        age > self.slow
     }
 
-    /// An answer came, `full` being the window that is possible.
-    pub(super) fn answered(&mut self, sent_at: Monotonic, now: Monotonic, full: usize) {
+    /// When an answer to what was sent at this time is slow.
+    pub(super) fn overdue_at(&self, sent_at: Monotonic) -> Monotonic {
+        sent_at.plus(self.slow + Duration::from_millis(1))
+    }
+
+    /// The peer is over its quota: as after a slow answer.
+    pub(super) fn refused(&mut self, now: Monotonic, full: usize) {
+        self.limit = Some((self.allow(full) / 2).max(1));
+        (self.doubling, self.answers, self.since) = (false, 0, Some(now));
+    }
+
+    /// An answer came, `full` being the window that is possible. Returns whether it was slow.
+    pub(super) fn answered(&mut self, sent_at: Monotonic, now: Monotonic, full: usize) -> bool {
         let took = now.since(sent_at);
         if now.since(self.period) >= self.slow {
             self.counts = (0, if now.since(self.period) < self.slow * 2 { self.counts.0 } else { 0 });
             self.period = now;
         }
         self.counts.0 += 1;
-        if took > self.slow {
+        if self.is_slow(took) {
             if self.since.is_none_or(|at| now.since(at) >= self.slow) {
                 // Half of what the link has just carried in the time that an answer may take is not too much, however long the answers
                 // of a window that was too large still take.
@@ -65,12 +76,12 @@ impl Throttle {
                 self.answers = 0;
                 self.since = Some(now);
             }
-            return;
+            return true;
         }
-        let Some(limit) = &mut self.limit else { return };
+        let Some(limit) = &mut self.limit else { return false };
         // Between the two the window is right.
         if took > self.slow / 2 {
-            return;
+            return false;
         }
         self.answers += 1;
         if self.doubling || self.answers >= *limit {
@@ -81,6 +92,7 @@ impl Throttle {
             self.limit = None;
             self.doubling = false;
         }
+        false
     }
 }
 
@@ -121,7 +133,7 @@ mod tests {
         }
         let mut throttle = Throttle::new(SLOW);
         link(&mut throttle, 10_000, 1, Monotonic::default());
-        assert!(throttle.allow(512) == 512 && !throttle.is_slow());
+        assert_eq!(throttle.allow(512), 512);
     }
 
     #[test]
@@ -129,8 +141,8 @@ mod tests {
         let mut throttle = Throttle::new(SLOW);
         link(&mut throttle, 10_000, 1, Monotonic::default());
         link(&mut throttle, 4, 200, Monotonic(Duration::from_secs(1)));
-        assert!(throttle.is_slow() && throttle.allow(512) < 16, "{throttle:?}");
+        assert!(throttle.allow(512) < 16, "{throttle:?}");
         link(&mut throttle, 10_000, 60, Monotonic(Duration::from_secs(201)));
-        assert!(!throttle.is_slow() && throttle.allow(512) == 512, "{throttle:?}");
+        assert!(throttle.allow(512) == 512, "{throttle:?}");
     }
 }

@@ -12,7 +12,7 @@ mod retained;
 mod routing;
 
 pub use consumer::{Consumer, LaneRun};
-pub use quarantine::{QUARANTINE, Release};
+pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
 pub use routing::{LaneRule, LiveSink, LiveSubscription};
 use std::sync::{Arc, RwLock};

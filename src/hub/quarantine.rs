@@ -16,6 +16,8 @@ use crate::time::Timestamp;
 
 /// The lane of what is set aside, and the name of its only destination.
 pub const QUARANTINE: &str = "quarantine";
+/// Room for records that upstreams refuse, in bytes on disk; the oldest are given up for newer ones.
+pub const QUARANTINE_BYTES: u64 = 64 << 20;
 /// The user property that says why a record is here; it is taken off again when the record is tried again.
 const NOTE: &str = "selvedge-quarantine";
 /// Records read at once while looking through the lane.

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::tombstones::{self, Ranges, Told};
 use crate::component::{Fut, LinkCause};
 use crate::escape::{
-    Handover, HandoverSight, LinkSight, LinkState, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation,
+    Handover, HandoverSight, LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, Outage, SavedMode, Situation,
 };
 use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
@@ -136,7 +136,7 @@ pub(super) struct Watched {
 impl Watched {
     /// The peer has proved that it takes records.
     fn stands(&self) -> bool {
-        matches!(self.status.state(), LinkState::Up | LinkState::Draining)
+        self.status.state().stands()
     }
 }
 
@@ -370,7 +370,7 @@ impl Escape {
             .iter()
             .map(|u| {
                 let link = u.status.snapshot();
-                LinkSight { secondary: u.secondary, state: link.state, cause: link.cause }
+                LinkSight { secondary: u.secondary, state: link.state, behind: link.behind, cause: link.cause }
             })
             .collect();
         let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short }));

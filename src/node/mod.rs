@@ -193,7 +193,7 @@ impl NodeStatus {
                 json!({
                     "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
                     "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
-                    "slow": u.is_slow(), "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
+                    "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
                 })
             })
             .collect();

@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use super::{Host, NodeConfig, NodeError};
 use crate::component::Tables;
-use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE};
+use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
 use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, Resources};
 
 /// The lane that every node has.
 const DEFAULT_LANE: &str = "default";
 const SEGMENT_BYTES: u64 = 4 << 20;
-/// Room for records that upstreams refuse; the oldest are given up for newer ones.
-const QUARANTINE_BYTES: u64 = 64 << 20;
 /// How long the node's own notices are worth telling.
 const NOTICES_TTL: Duration = Duration::from_secs(30 * 86_400);
 

@@ -97,7 +97,7 @@ fn an_outage_is_seen_by_all_and_reported_before_the_backlog_even_over_a_kill() {
     assert_eq!(status["mode"]["mode"], "island");
     assert_eq!(request(http, "GET /v1.0/healthz", &[], "").start, "204", "ready on the island");
     let (_, said) = escape(&place, &[]);
-    assert!(said.contains("mode island since") && said.contains("a link is down:"), "{said}");
+    assert!(said.contains("mode island since") && said.contains("a link is not up:"), "{said}");
     while device.receive(LONG).unwrap().expect("readings for the island are published").0 != "beat" {}
     for n in 0..50 {
         device.publish(&format!("sensors/{n}"), b"x").unwrap();
@@ -138,7 +138,7 @@ fn an_operator_closes_and_opens_the_links_and_pins_the_mode() {
     let (well, said) = escape(&place, &["enter"]);
     assert!(well && said.contains("closed by an operator"), "{said}");
     mode_is(&node, "island");
-    eventually(LONG, "the link is closed", || node.link("cloud") == "down");
+    eventually(LONG, "the link is closed", || node.link("cloud") == "fenced");
     let mut device = Client::connect(devices, "d", true).unwrap();
     device.publish("sensors/a", b"x").unwrap();
     assert_eq!(node.ledger("upstream/cloud", "delivered"), 0);

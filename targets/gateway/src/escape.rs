@@ -49,7 +49,7 @@ fn text<'v>(value: &'v Value, key: &str) -> &'v str {
 fn state(answer: &Value) -> String {
     let mut line = format!("mode {} since {}", text(answer, "mode"), text(answer, "since"));
     if let Some(cause) = answer["cause"].as_str() {
-        line.push_str(&format!(", a link is down: {cause}"));
+        line.push_str(&format!(", a link is not up: {cause}"));
     }
     if answer["fenced"] == true {
         line.push_str("\nall links are closed by an operator; `selvedge escape leave` opens them");

@@ -101,7 +101,7 @@ impl Screen {
         let width = 40;
         let filled = (look.queued * width / self.most_queued) as usize;
         let bar: String = "█".repeat(filled) + &"·".repeat(width as usize - filled);
-        let colour = if !look.alive || state.starts_with("down") {
+        let colour = if !look.alive || state.starts_with("down") || state.starts_with("fenced") {
             "31;1"
         } else if state.starts_with("up") {
             "32;1"
