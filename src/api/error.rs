@@ -69,6 +69,8 @@ impl ApiError {
             "binding"
         } else if code.contains("SECRET") {
             "secret"
+        } else if code.contains("CONFIGURATION") {
+            "configuration"
         } else if code.contains("HEALTH") {
             "health"
         } else if code.contains("INVOKE") {
@@ -290,6 +292,41 @@ pub mod secret {
     }
 }
 
+/// Configuration.
+pub mod configuration {
+    use super::ApiError;
+
+    /// No store at all.
+    #[must_use]
+    pub fn not_configured() -> ApiError {
+        ApiError::plain(500, 9, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED", "configuration stores not configured")
+    }
+
+    /// No store of this name.
+    #[must_use]
+    pub fn not_found(store: &str) -> ApiError {
+        ApiError::plain(400, 3, "ERR_CONFIGURATION_STORE_NOT_FOUND", format!("configuration store {store} not found"))
+    }
+
+    /// The store failed.
+    pub fn get(store: &str, keys: &[String], detail: impl std::fmt::Display) -> ApiError {
+        let message = format!("failed to get [{}] from Configuration store {store}: {detail}", keys.join(" "));
+        ApiError::plain(500, 13, "ERR_CONFIGURATION_GET", message)
+    }
+
+    /// The store does not tell of changes.
+    pub fn subscribe(store: &str, keys: &[String], detail: impl std::fmt::Display) -> ApiError {
+        let message = format!("failed to subscribe [{}] from Configuration store {store}: {detail}", keys.join(" "));
+        ApiError::plain(500, 3, "ERR_CONFIGURATION_SUBSCRIBE", message)
+    }
+
+    /// There is no application to tell.
+    #[must_use]
+    pub fn no_app() -> ApiError {
+        ApiError::plain(500, 13, "ERR_APP_CHANNEL_NIL", "app channel is not initialized")
+    }
+}
+
 /// An output binding could not be called.
 pub fn binding(name: &str, detail: impl std::fmt::Display) -> ApiError {
     ApiError::plain(500, 13, "ERR_INVOKE_OUTPUT_BINDING", format!("error invoking output binding {name}: {detail}"))
@@ -353,6 +390,11 @@ mod tests {
             (secret::not_found("s"), 401, 3, "ERR_SECRET_STORE_NOT_FOUND", 0),
             (secret::denied("s", "k"), 403, 7, "ERR_PERMISSION_DENIED", 0),
             (secret::get("s", "k", "x"), 500, 13, "ERR_SECRET_GET", 0),
+            (configuration::not_configured(), 500, 9, "ERR_CONFIGURATION_STORE_NOT_CONFIGURED", 0),
+            (configuration::not_found("s"), 400, 3, "ERR_CONFIGURATION_STORE_NOT_FOUND", 0),
+            (configuration::get("s", &[], "x"), 500, 13, "ERR_CONFIGURATION_GET", 0),
+            (configuration::subscribe("s", &[], "x"), 500, 3, "ERR_CONFIGURATION_SUBSCRIBE", 0),
+            (configuration::no_app(), 500, 13, "ERR_APP_CHANNEL_NIL", 0),
             (binding("b", "x"), 500, 13, "ERR_INVOKE_OUTPUT_BINDING", 0),
             (invoke::failed("a", "x"), 500, 13, "ERR_DIRECT_INVOKE", 0),
             (no_target(), 404, 3, "ERR_DIRECT_INVOKE", 0),

@@ -86,6 +86,9 @@ impl Blocks {
                     let directions = [(l.item.input.is_some(), "INPUT_BINDING"), (l.item.output.is_some(), "OUTPUT_BINDING")];
                     return Some(entry(name, &l.type_name, &l.version, directions.iter().filter(|(there, _)| *there).map(|(_, n)| *n).collect()));
                 }
+                if let Some(l) = c.configuration.get(name) {
+                    return Some(entry(name, &l.type_name, &l.version, Vec::new()));
+                }
                 c.secrets.get(name).map(|l| entry(name, &l.type_name, &l.version, l.item.features().to_vec()))
             })
             .collect()

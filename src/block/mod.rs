@@ -2,6 +2,7 @@
 
 mod binding;
 pub mod cloudevent;
+mod configuration;
 mod invoke;
 mod json;
 mod metadata;
@@ -23,6 +24,7 @@ use crate::node::{Components, Node, NodeStatus};
 use crate::resource::{ConfigurationSpec, SubscriptionSpec};
 use crate::time::Clock;
 
+pub(crate) use configuration::items_json;
 pub use json::go_json;
 pub use publish::{BulkOutcome, BulkPublishEntry, PublishCall};
 pub use state::{SetItem, TransactionItem};
@@ -57,6 +59,7 @@ struct Inner {
     transactional: transactional::Transactional,
     /// What is subscribed, by whom.
     active: subscription::ActiveSubscriptions,
+    configuration_subscriptions: configuration::ConfigurationSubscriptions,
     clock: Arc<dyn Clock>,
     extended: Mutex<BTreeMap<String, String>>,
     /// The application, once it is there.
@@ -101,6 +104,7 @@ impl Blocks {
                 configuration: config.configuration.clone(),
                 subscriptions: config.resources.subscriptions.clone(),
                 active,
+                configuration_subscriptions: configuration::ConfigurationSubscriptions::default(),
                 clock: node.clock(),
                 extended: Mutex::default(),
                 app: OnceLock::new(),

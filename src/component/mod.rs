@@ -5,6 +5,7 @@
 //! targets register factories in a [`Registry`] and hand it to the node.
 
 mod binding;
+mod configuration;
 mod listener;
 mod properties;
 mod pubsub;
@@ -16,6 +17,10 @@ mod table;
 mod uplink;
 
 pub use binding::{Binding, BindingError, BindingHandler, BindingReading, InputBinding, InvokeRequest, InvokeResponse, OutputBinding, ReadHandle};
+pub use configuration::{
+    ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationSource, ConfigurationStore,
+    NotTaken, changes, follow, pick,
+};
 pub use listener::{BoundListener, ListenerContext};
 pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Binding, BoundListener, ComponentContext, Fut, InitError, ListenerContext, PubSub, SecretStore, StateStore};
+use super::{Binding, BoundListener, ComponentContext, ConfigurationStore, Fut, InitError, ListenerContext, PubSub, SecretStore, StateStore};
 
 /// A building block's family of components, by the first part of the type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub enum Category {
     Bindings,
     /// `secretstores.*`
     SecretStores,
+    /// `configuration.*`
+    Configuration,
 }
 
 impl Category {
@@ -28,6 +30,7 @@ impl Category {
             "pubsub" => Some(Self::PubSub),
             "bindings" => Some(Self::Bindings),
             "secretstores" => Some(Self::SecretStores),
+            "configuration" => Some(Self::Configuration),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl Category {
             Self::PubSub => "message bus",
             Self::Bindings => "binding",
             Self::SecretStores => "secret store",
+            Self::Configuration => "configuration store",
         }
     }
 }
@@ -73,6 +77,7 @@ pub struct Registry {
     pubsub: Shelf<Arc<dyn PubSub>>,
     bindings: Shelf<Binding>,
     secrets: Shelf<Arc<dyn SecretStore>>,
+    configuration: Shelf<Arc<dyn ConfigurationStore>>,
     listeners: HashMap<String, ListenerFactory>,
 }
 
@@ -130,6 +135,14 @@ impl Registry {
     shelf!(add_pubsub, build_pubsub, pubsub, Arc<dyn PubSub>, Category::PubSub, "a pub/sub");
     shelf!(add_binding, build_binding, bindings, Binding, Category::Bindings, "a binding");
     shelf!(add_secret_store, build_secret_store, secrets, Arc<dyn SecretStore>, Category::SecretStores, "a secret store");
+    shelf!(
+        add_configuration_store,
+        build_configuration_store,
+        configuration,
+        Arc<dyn ConfigurationStore>,
+        Category::Configuration,
+        "a configuration store"
+    );
 
     /// Registers a listener for a protocol of the `Listener` resource. The factory binds the socket.
     pub fn add_listener<F, R>(&mut self, protocol: &str, factory: F) -> &mut Self
@@ -170,6 +183,7 @@ impl Registry {
             .chain(self.pubsub.keys())
             .chain(self.bindings.keys())
             .chain(self.secrets.keys())
+            .chain(self.configuration.keys())
             .map(|(name, version)| if version == "v1" { name.clone() } else { format!("{name}/{version}") })
             .collect();
         all.sort();

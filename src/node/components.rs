@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::mode_store::{MODE_STORE, MODE_STORE_TYPE};
 use super::{Host, NodeConfig, NodeError, encrypted};
-use crate::component::{Binding, BuildError, Category, ComponentContext, Metadata, Properties, PubSub, SecretStore, StateStore};
+use crate::component::{Binding, BuildError, Category, ComponentContext, ConfigurationStore, Metadata, Properties, PubSub, SecretStore, StateStore};
 use crate::hub::Hub;
 use crate::resource::{ComponentSpec, PropertySource};
 
@@ -46,6 +47,8 @@ pub struct Components {
     pub bindings: BTreeMap<String, Loaded<Binding>>,
     /// Secret stores.
     pub secrets: BTreeMap<String, Loaded<dyn SecretStore>>,
+    /// Configuration stores.
+    pub configuration: BTreeMap<String, Loaded<dyn ConfigurationStore>>,
     /// Names in the order in which they were made.
     pub order: Vec<String>,
 }
@@ -69,6 +72,27 @@ impl Components {
         self.order.push("local".to_owned());
     }
 
+    /// The store of the mode, under the names of the components that ask for it. Where nothing else is called so it is `selvedge` too.
+    pub(super) fn add_mode_stores(&mut self, specs: &[ComponentSpec], store: &Arc<dyn ConfigurationStore>) {
+        let mut add = |name: &str, version: &str| {
+            let loaded = Loaded {
+                name: name.to_owned(),
+                type_name: MODE_STORE_TYPE.to_owned(),
+                version: version.to_owned(),
+                properties: Properties::default(),
+                item: store.clone(),
+            };
+            self.configuration.insert(name.to_owned(), loaded);
+            self.order.push(name.to_owned());
+        };
+        for spec in specs.iter().filter(|s| is_mode_store(s)) {
+            add(&spec.name, &spec.version);
+        }
+        if specs.iter().all(|s| s.name != MODE_STORE) {
+            add(MODE_STORE, "v1");
+        }
+    }
+
     /// Closes all of them.
     pub async fn close(&self) {
         for binding in self.bindings.values() {
@@ -86,6 +110,11 @@ impl Components {
             state.item.close().await;
         }
     }
+}
+
+/// Whether this is the node's own store of its mode, which no factory makes.
+pub(super) fn is_mode_store(spec: &ComponentSpec) -> bool {
+    spec.type_name.eq_ignore_ascii_case(MODE_STORE_TYPE)
 }
 
 /// Environment variables that a component may not see (daprd's rule).
@@ -154,8 +183,8 @@ fn logged_type(spec: &ComponentSpec) -> String {
 pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -> Result<Components, NodeError> {
     let mut components = Components::default();
     let is_secret = |c: &&ComponentSpec| Category::of(&c.type_name) == Some(Category::SecretStores);
-    let specs = &config.resources.components;
-    let ordered = specs.iter().filter(is_secret).chain(specs.iter().filter(|c| !is_secret(c)));
+    let specs: Vec<&ComponentSpec> = config.resources.components.iter().filter(|c| !is_mode_store(c)).collect();
+    let ordered = specs.iter().copied().filter(is_secret).chain(specs.iter().copied().filter(|c| !is_secret(c)));
     for spec in ordered {
         match build_one(spec, config, host, hub, &mut components).await {
             Ok(()) => {
@@ -218,6 +247,7 @@ async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: 
         Category::PubSub => make!(build_pubsub, pubsub, |m| m),
         Category::Bindings => make!(build_binding, bindings, Arc::new),
         Category::SecretStores => make!(build_secret_store, secrets, |m| m),
+        Category::Configuration => make!(build_configuration_store, configuration, |m| m),
     }
     Ok(())
 }

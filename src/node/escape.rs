@@ -100,6 +100,12 @@ impl EscapeHandle {
         self.view.borrow().mode
     }
 
+    /// The mode, to be told of its changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<ModeView> {
+        self.view.clone()
+    }
+
     /// The mode with its circumstances, as JSON: `mode`, `since`, `cause`, `fenced`, `pinnedSeconds`.
     #[must_use]
     pub fn to_json(&self) -> Value {

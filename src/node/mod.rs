@@ -7,6 +7,7 @@ mod components;
 mod encrypted;
 mod escape;
 mod inbound;
+mod mode_store;
 mod readings;
 mod store;
 mod tombstones;
@@ -32,6 +33,7 @@ use crate::time::{Clock, Timestamp};
 
 pub use components::{Components, Loaded};
 pub use escape::{EscapeHandle, EscapeOrder, MODE_TOPIC, ModeView};
+pub use mode_store::MODE_STORE_TYPE;
 pub use store::node_id;
 
 /// Opens the node's own tables in the data folder.
@@ -268,6 +270,10 @@ impl Node {
             None => (Vec::new(), Vec::new()),
         };
         let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components, set_aside));
+        if let Some((_, handle)) = &escape {
+            let store = mode_store::ModeStore::new(handle, forwarders.iter().map(Forwarder::status).collect());
+            components.add_mode_stores(&config.resources.components, &store);
+        }
         let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
         let readings = readings(&components, hub.as_ref(), &outboxed, escape.as_ref().map(|(_, handle)| handle))?;
         let mut listeners = Vec::new();

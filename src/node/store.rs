@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::components::is_mode_store;
 use super::{Host, NodeConfig, NodeError};
 use crate::component::Tables;
 use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
@@ -46,7 +47,7 @@ fn needs_store(resources: &Resources) -> bool {
     let upstream = |t: &str| ["pubsub.mqtt", "pubsub.mqtt3", "pubsub.mqtt5", "pubsub.local"].contains(&t.to_ascii_lowercase().as_str());
     !resources.listeners.is_empty()
         || !resources.forwardings.is_empty()
-        || resources.components.iter().any(|c| upstream(&c.type_name) || c.publishes_to_local())
+        || resources.components.iter().any(|c| upstream(&c.type_name) || c.publishes_to_local() || is_mode_store(c))
         // What a durable state store commits is told of after a restart too.
         || resources.components.iter().any(|c| c.has_outbox() && !c.type_name.eq_ignore_ascii_case("state.in-memory"))
 }

@@ -95,7 +95,7 @@ def main():
         *rows,
         "",
         "The smallest gateway has MQTT in, the store, MQTT out, `local`, SQLite and escape mode; Dapr's API, CoAP, bindings and secret stores are left out. Families are cargo features of",
-        "`targets/gateway`: `api`, `coap`, `cron`, `http`, `localstorage`, `memory`, `secrets`, `sensors`.",
+        "`targets/gateway`: `api`, `coap`, `configuration`, `cron`, `http`, `localstorage`, `memory`, `secrets`, `sensors`.",
         "",
     ]
     if sizes:

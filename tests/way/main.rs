@@ -5,6 +5,7 @@
 mod activation;
 mod api;
 mod clients;
+mod configuration;
 mod escape;
 mod queue;
 mod way;

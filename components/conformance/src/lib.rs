@@ -9,6 +9,7 @@
 
 mod bench;
 mod binding;
+mod configuration;
 mod pubsub;
 mod secret;
 mod state;
@@ -16,6 +17,7 @@ mod tables;
 
 pub use bench::Bench;
 pub use binding::{file_binding, input_binding, output_binding};
+pub use configuration::configuration;
 pub use pubsub::{PubSubTraits, pubsub};
 pub use secret::{SECRETS, secrets};
 pub use state::state;

@@ -196,3 +196,15 @@ pub struct StateItem {
     #[prost(message, optional, tag = "5")]
     pub options: ::core::option::Option<StateOptions>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigurationItem {
+    #[prost(string, tag = "1")]
+    pub value: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "3")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}

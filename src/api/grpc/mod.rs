@@ -1,5 +1,6 @@
 //! Dapr's gRPC API: the same blocks as over HTTP, other encodings.
 
+mod configuration;
 mod stream;
 
 use bytes::Bytes;
@@ -8,10 +9,11 @@ use selvedge_proto::common::{Etag, StateItem, StateOptions, state_options};
 use selvedge_proto::runtime::dapr_server::{Dapr, DaprServer};
 use selvedge_proto::runtime::{
     BulkPublishRequest, BulkPublishResponse, BulkPublishResponseFailedEntry, BulkStateItem, DeleteBulkStateRequest, DeleteStateRequest,
-    ExecuteStateTransactionRequest, GetBulkSecretRequest, GetBulkSecretResponse, GetBulkStateRequest, GetBulkStateResponse, GetMetadataRequest,
-    GetMetadataResponse, GetSecretRequest, GetSecretResponse, GetStateRequest, GetStateResponse, InvokeBindingRequest, InvokeBindingResponse,
-    PublishEventRequest, PubsubSubscription, PubsubSubscriptionRule, PubsubSubscriptionRules, PubsubSubscriptionType, RegisteredComponents,
-    SaveStateRequest, SecretResponse, SetMetadataRequest, ShutdownRequest, SubscribeTopicEventsRequestAlpha1,
+    ExecuteStateTransactionRequest, GetBulkSecretRequest, GetBulkSecretResponse, GetBulkStateRequest, GetBulkStateResponse, GetConfigurationRequest,
+    GetConfigurationResponse, GetMetadataRequest, GetMetadataResponse, GetSecretRequest, GetSecretResponse, GetStateRequest, GetStateResponse,
+    InvokeBindingRequest, InvokeBindingResponse, PublishEventRequest, PubsubSubscription, PubsubSubscriptionRule, PubsubSubscriptionRules,
+    PubsubSubscriptionType, RegisteredComponents, SaveStateRequest, SecretResponse, SetMetadataRequest, ShutdownRequest,
+    SubscribeConfigurationRequest, SubscribeTopicEventsRequestAlpha1, UnsubscribeConfigurationRequest, UnsubscribeConfigurationResponse,
 };
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -234,6 +236,32 @@ fn trace(metadata: &tonic::metadata::MetadataMap) -> (String, String) {
 #[tonic::async_trait]
 impl Dapr for Service {
     type SubscribeTopicEventsAlpha1Stream = stream::Answers;
+    type SubscribeConfigurationStream = configuration::Changes;
+    type SubscribeConfigurationAlpha1Stream = configuration::Changes;
+
+    async fn get_configuration(&self, request: Request<GetConfigurationRequest>) -> Answer<GetConfigurationResponse> {
+        configuration::get(&self.blocks, request.into_inner()).await
+    }
+
+    async fn get_configuration_alpha1(&self, request: Request<GetConfigurationRequest>) -> Answer<GetConfigurationResponse> {
+        configuration::get(&self.blocks, request.into_inner()).await
+    }
+
+    async fn subscribe_configuration(&self, request: Request<SubscribeConfigurationRequest>) -> Answer<configuration::Changes> {
+        configuration::subscribe(&self.blocks, request.into_inner(), self.stop.clone()).await
+    }
+
+    async fn subscribe_configuration_alpha1(&self, request: Request<SubscribeConfigurationRequest>) -> Answer<configuration::Changes> {
+        configuration::subscribe(&self.blocks, request.into_inner(), self.stop.clone()).await
+    }
+
+    async fn unsubscribe_configuration(&self, request: Request<UnsubscribeConfigurationRequest>) -> Answer<UnsubscribeConfigurationResponse> {
+        configuration::unsubscribe(&self.blocks, request.into_inner()).await
+    }
+
+    async fn unsubscribe_configuration_alpha1(&self, request: Request<UnsubscribeConfigurationRequest>) -> Answer<UnsubscribeConfigurationResponse> {
+        configuration::unsubscribe(&self.blocks, request.into_inner()).await
+    }
 
     async fn subscribe_topic_events_alpha1(&self, request: Request<Streaming<SubscribeTopicEventsRequestAlpha1>>) -> Answer<stream::Answers> {
         Ok(Response::new(stream::serve(self.blocks.clone(), request.into_inner(), self.stop.clone())))

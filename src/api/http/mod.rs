@@ -1,5 +1,6 @@
 //! Dapr's HTTP API: routes and encodings, nothing else.
 
+mod configuration;
 mod invoke;
 mod publish;
 mod state;
@@ -360,6 +361,9 @@ impl Server {
                 let secret = self.blocks.secret(store, &name.join("/"), &call.metadata()).await?;
                 Ok(json_response(200, &json!(secret)))
             }
+            ["v1.0" | "v1.0-alpha1", "configuration", store] if get => configuration::get(&self.blocks, store, call).await,
+            ["v1.0" | "v1.0-alpha1", "configuration", store, "subscribe"] if get => configuration::subscribe(&self.blocks, store, call).await,
+            ["v1.0" | "v1.0-alpha1", "configuration", store, id, "unsubscribe"] if get => configuration::unsubscribe(&self.blocks, store, id).await,
             ["v1.0", "metadata"] if get => Ok(json_response(200, &self.blocks.metadata())),
             ["v1.0", "metadata", key] if call.method == Method::PUT => {
                 let body = call.bytes().await.map_err(|e| ApiError::plain(400, 3, "ERR_BODY_READ", e))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use selvedge::component::{InheritedSockets, PubSub, Registry, Tables};
 use selvedge::hub::Hub;
-use selvedge::node::Host;
+use selvedge::node::{Host, MODE_STORE_TYPE};
 use selvedge::outbox::storage::DiskStorage;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
@@ -17,6 +17,8 @@ fn registry() -> Registry {
     let mut registry = Registry::new();
     #[cfg(feature = "coap")]
     selvedge_coap::register(&mut registry);
+    #[cfg(feature = "configuration")]
+    selvedge_configuration::register(&mut registry);
     #[cfg(feature = "cron")]
     selvedge_cron::register(&mut registry);
     #[cfg(feature = "http")]
@@ -63,6 +65,7 @@ pub fn features() -> Vec<&'static str> {
     let all = [
         ("api", cfg!(feature = "api")),
         ("coap", cfg!(feature = "coap")),
+        ("configuration", cfg!(feature = "configuration")),
         ("cron", cfg!(feature = "cron")),
         ("http", cfg!(feature = "http")),
         ("localstorage", cfg!(feature = "localstorage")),
@@ -75,7 +78,11 @@ pub fn features() -> Vec<&'static str> {
 
 /// Type names of all components.
 pub fn types() -> Vec<String> {
-    registry().types()
+    let mut all = registry().types();
+    // The node makes this one itself.
+    all.push(MODE_STORE_TYPE.to_owned());
+    all.sort();
+    all
 }
 
 /// Whether a component of this type is shipped.
