@@ -19,12 +19,15 @@ const MOST: usize = 1_000;
 const LONGEST_KEY: usize = 1_024;
 const MOST_KEYS: usize = 1_000;
 
-/// Subscriptions by id, with the store that they are of.
+/// Subscriptions by id, each with the store that it is of.
+type ById = HashMap<String, (String, Box<dyn ConfigurationHandle>)>;
+
+/// What is subscribed.
 #[derive(Default)]
-pub(super) struct ConfigurationSubscriptions(Mutex<HashMap<String, (String, Box<dyn ConfigurationHandle>)>>);
+pub(super) struct ConfigurationSubscriptions(Mutex<ById>);
 
 impl ConfigurationSubscriptions {
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<String, (String, Box<dyn ConfigurationHandle>)>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut ById) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

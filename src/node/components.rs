@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::mode_store::{MODE_STORE, MODE_STORE_TYPE};
+use super::mode_store::{MODE_STORE, MODE_STORE_TYPE, ModeStore};
 use super::{Host, NodeConfig, NodeError, encrypted};
 use crate::component::{Binding, BuildError, Category, ComponentContext, ConfigurationStore, Metadata, Properties, PubSub, SecretStore, StateStore};
 use crate::hub::Hub;
@@ -73,14 +73,14 @@ impl Components {
     }
 
     /// The store of the mode, under the names of the components that ask for it. Where nothing else is called so it is `selvedge` too.
-    pub(super) fn add_mode_stores(&mut self, specs: &[ComponentSpec], store: &Arc<dyn ConfigurationStore>) {
+    pub(super) fn add_mode_stores(&mut self, specs: &[ComponentSpec], store: &Arc<ModeStore>) {
         let mut add = |name: &str, version: &str| {
-            let loaded = Loaded {
+            let loaded: Loaded<dyn ConfigurationStore> = Loaded {
                 name: name.to_owned(),
                 type_name: MODE_STORE_TYPE.to_owned(),
                 version: version.to_owned(),
                 properties: Properties::default(),
-                item: store.clone(),
+                item: store.clone() as Arc<dyn ConfigurationStore>,
             };
             self.configuration.insert(name.to_owned(), loaded);
             self.order.push(name.to_owned());

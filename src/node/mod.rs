@@ -272,7 +272,7 @@ impl Node {
         let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components, set_aside));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, forwarders.iter().map(Forwarder::status).collect());
-            components.add_mode_stores(&config.resources.components, &store);
+            components.add_mode_stores(&config.resources.components, &Arc::new(store));
         }
         let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
         let readings = readings(&components, hub.as_ref(), &outboxed, escape.as_ref().map(|(_, handle)| handle))?;

@@ -31,8 +31,8 @@ fn item(value: impl Into<String>, changed: Timestamp) -> ConfigurationItem {
 }
 
 impl ModeStore {
-    pub(super) fn new(escape: &EscapeHandle, upstreams: Vec<ForwarderStatus>) -> Arc<dyn ConfigurationStore> {
-        Arc::new(Self { view: escape.watch(), upstreams })
+    pub(super) fn new(escape: &EscapeHandle, upstreams: Vec<ForwarderStatus>) -> Self {
+        Self { view: escape.watch(), upstreams }
     }
 
     fn items(&self) -> ConfigurationItems {
