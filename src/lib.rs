@@ -20,6 +20,7 @@ pub mod message;
 pub mod node;
 pub mod outbox;
 pub mod resource;
+pub mod seal;
 pub mod telemetry;
 pub mod time;
 #[cfg(feature = "tls")]

@@ -4,6 +4,7 @@
 //! found and what is accepted, and all problems are shown at once.
 
 mod dapr;
+mod key_source;
 mod load;
 mod own;
 mod spec;
@@ -12,6 +13,7 @@ mod strict;
 mod tests;
 pub mod yaml;
 
+pub use key_source::{KeySource, read_keys};
 pub use load::{LoadError, load, load_configuration};
 pub use own::DEFAULT_QUOTA_BYTES;
 pub use spec::{

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::key_source::keys;
 use super::spec::{
     DEFAULT_NOTICES, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls,
     RouteSpec, UpstreamRole, UpstreamSpec,
@@ -249,6 +250,12 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         fields.not_served("data", findings);
         fields.finish(findings);
     }
+    let at_rest = spec.map("atRest", findings).map_or_else(Vec::new, |mut fields| {
+        let keys = keys(&mut fields, findings);
+        findings.add(Severity::Warning, fields.line(), &fields.key("keys"), "is checked, and nothing is sealed yet");
+        fields.finish(findings);
+        keys
+    });
     let mut notices = DEFAULT_NOTICES.to_owned();
     if let Some(mut fields) = spec.map("notices", findings) {
         notices = fields.parsed("topic", notices, findings, |t| {
@@ -258,7 +265,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         fields.finish(findings);
     }
     spec.finish(findings);
-    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, notices }
+    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, at_rest, notices }
 }
 
 fn parse_percent(text: &str) -> Result<u8, String> {

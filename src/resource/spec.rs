@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::key_source::KeySource;
 use crate::escape::ModeConfig;
 use crate::outbox::storage::Space;
 use crate::outbox::{Durability, WhenFull};
@@ -301,6 +302,8 @@ pub struct EscapePolicySpec {
     pub modes: ModeConfig,
     /// `spec.budgets.diskFree`.
     pub disk_free: DiskFloor,
+    /// `spec.atRest.keys`: what seals data on the disk, the one that seals first.
+    pub at_rest: Vec<KeySource>,
     /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.
     pub notices: String,
 }

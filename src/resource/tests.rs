@@ -97,3 +97,21 @@ fn a_component_that_stands_twice_is_named_as_daprd_names_it() {
         Some("duplicate definition of Component name foo (state.in-memory/v1) with existing foo (state.in-memory/v1)")
     );
 }
+
+#[test]
+fn an_escape_policy_names_the_keys_that_seal() {
+    let policy = |spec: &str| load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: EscapePolicy\nmetadata: {{name: e}}\nspec: {spec}\n"));
+    let r = policy("{atRest: {keys: [{credential: box-key}, {file: /etc/old}, {env: \"${SITE}\"}]}}");
+    assert!(r.problems.iter().all(|p| p.severity != Severity::Error), "{:?}", r.problems);
+    let keys = [KeySource::Credential("box-key".into()), KeySource::File("/etc/old".into()), KeySource::Environment("site7".into())];
+    assert_eq!(r.escape_policies[0].at_rest, keys);
+    for (keys, problem) in [
+        ("[{}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),
+        ("[{file: a, env: B}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),
+        ("[{credential: ../a}]", "a.yaml:4: spec.atRest.keys[0].credential found \"../a\"; accepted is the name of a credential"),
+        ("[{key: abc}]", "a.yaml:4: spec.atRest.keys[0].key is not a key here; accepted are credential, env, file"),
+    ] {
+        let r = policy(&format!("{{atRest: {{keys: {keys}}}}}"));
+        assert!(r.problems.iter().any(|p| p.to_string() == problem), "{problem}\nin\n{:?}", r.problems);
+    }
+}
