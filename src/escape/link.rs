@@ -152,10 +152,10 @@ pub struct LinkConfig {
 }
 
 impl Default for LinkConfig {
-    /// 0.2 s to 30 s between attempts, 1 s to 60 s while fenced: whoever mends an account sees within a minute that it works. 15 s make a
-    /// link stable.
+    /// 0.2 s to 30 s between attempts, 1 s to 30 s while fenced: whoever mends an account sees within half a minute that it works. 15 s
+    /// make a link stable.
     fn default() -> Self {
-        let fenced = BackoffConfig { first: Duration::from_secs(1), cap: Duration::from_secs(60) };
+        let fenced = BackoffConfig { first: Duration::from_secs(1), cap: Duration::from_secs(30) };
         Self { backoff: BackoffConfig::default(), fenced, stable: Duration::from_secs(15) }
     }
 }

@@ -115,7 +115,7 @@ fn what_waiting_alone_does_not_mend_fences_the_link_and_is_tried_slowly() {
             now = u64::try_from(due.0.as_millis()).unwrap();
             assert_eq!(link.step(due, LinkEvent::Tick, RANDOM).as_slice(), [LinkAction::Connect]);
         }
-        assert_eq!(delays, [1, 3, 9, 27, 60, 60]);
+        assert_eq!(delays, [1, 3, 9, 27, 30, 30]);
         link.step(at(now), LinkEvent::Lost(LinkCause::Tcp), RANDOM);
         assert_eq!(link.state(), LinkState::Down, "nobody is there who could refuse");
         now += 30_000;
