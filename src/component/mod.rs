@@ -16,7 +16,7 @@ mod table;
 mod uplink;
 
 pub use binding::{Binding, BindingError, BindingHandler, BindingReading, InputBinding, InvokeRequest, InvokeResponse, OutputBinding, ReadHandle};
-pub use listener::{BoundListener, ListenerContext};
+pub use listener::{BoundListener, ListenerContext, ListenerReload, PreparedReload};
 pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{
     BulkEntry, BulkFailure, Delivery, HandlerError, MessageHandler, PubSub, PubSubError, PubSubFeature, PublishRequest, Published, SubscribeRequest,

@@ -7,5 +7,6 @@ mod api;
 mod clients;
 mod escape;
 mod queue;
+mod reload;
 mod way;
 mod wire;
