@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fut, InheritedSockets, Tables};
+use super::{Fut, InheritedSockets, InitError, Tables};
 use crate::hub::Hub;
 use crate::resource::ListenerSpec;
 use crate::telemetry::Metrics;
@@ -38,7 +38,25 @@ pub trait BoundListener: Send {
     /// Address it listens at, as text (the real port when 0 was asked for); several are separated by commas.
     fn address(&self) -> String;
 
+    /// Its hold on what can change while it serves; none when nothing can.
+    fn reload(&self) -> Option<Arc<dyn ListenerReload>> {
+        None
+    }
+
     /// Serves until `stop` resolves, then stops accepting, lets acknowledgements that are owed go out, tells clients goodbye
     /// and returns; bounded by the node's grace period.
     fn serve(self: Box<Self>, stop: Fut<'static, ()>) -> Fut<'static, ()>;
 }
+
+/// Changes a listener that serves. Its address, protocol and pub/sub, and whether it speaks TLS, stay.
+pub trait ListenerReload: Send + Sync {
+    /// Reads what the resource names now: users, certificates. Changes nothing yet, so that a mistake in one listener leaves all as
+    /// they are.
+    ///
+    /// # Errors
+    /// What cannot be read or understood.
+    fn prepare(&self, spec: &ListenerSpec) -> Result<PreparedReload, InitError>;
+}
+
+/// Puts what was prepared in place, and says what has changed, a line each.
+pub type PreparedReload = Box<dyn FnOnce() -> Vec<String> + Send>;

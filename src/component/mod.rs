@@ -21,7 +21,7 @@ pub use configuration::{
     ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationSource, ConfigurationStore,
     NotTaken, changes, follow, pick,
 };
-pub use listener::{BoundListener, ListenerContext};
+pub use listener::{BoundListener, ListenerContext, ListenerReload, PreparedReload};
 pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{
     BulkEntry, BulkFailure, Delivery, HandlerError, MessageHandler, PubSub, PubSubError, PubSubFeature, PublishRequest, Published, SubscribeRequest,

@@ -59,6 +59,11 @@ impl Handover {
         Self { settle, failback, state: State::Primary, since: None }
     }
 
+    /// Other times from now on.
+    pub fn configure(&mut self, settle: Duration, failback: Duration) {
+        (self.settle, self.failback) = (settle, failback);
+    }
+
     /// Whether the secondary carries the lanes, or is about to.
     #[must_use]
     pub fn is_lent(&self) -> bool {

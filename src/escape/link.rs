@@ -199,6 +199,11 @@ impl LinkMachine {
         }
     }
 
+    /// Another time that makes a link stable.
+    pub fn set_stable(&mut self, stable: Duration) {
+        self.stable = stable;
+    }
+
     /// The state.
     #[must_use]
     pub fn state(&self) -> LinkState {

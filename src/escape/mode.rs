@@ -232,6 +232,11 @@ impl ModeMachine {
         }
     }
 
+    /// Other thresholds from the next step on.
+    pub fn configure(&mut self, config: ModeConfig) {
+        self.config = config;
+    }
+
     /// What outlives a restart.
     #[must_use]
     pub fn saved(&self, now: Monotonic) -> SavedMode {

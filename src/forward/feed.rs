@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use super::mapping::Mapping;
 use crate::hub::{Consumer, LaneRun};
 use crate::outbox::{LaneId, OutboxError};
+use crate::resource::RouteSpec;
 
 /// The source and the lane that a record came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,13 @@ impl Feed {
     /// The upstream that a source's records were accepted for.
     pub(super) fn owner(&self, source: u8) -> &str {
         &self.sources[usize::from(source)].owner
+    }
+
+    /// Other routes for what was accepted for this upstream.
+    pub(super) fn set_routes(&mut self, owner: &str, routes: &[RouteSpec]) {
+        for source in self.sources.iter_mut().filter(|s| s.owner == owner) {
+            source.mapping = Mapping::new(owner, routes.to_vec());
+        }
     }
 
     /// The topic of a record at the peer.

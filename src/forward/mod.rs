@@ -22,5 +22,5 @@ mod throttle;
 mod window;
 
 pub use metrics::ForwardMetrics;
-pub use run::{Forwarder, ForwarderConfig, LinkOrders, NOTICE_WAIT, StandIn};
+pub use run::{Forwarder, ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT, StandIn};
 pub use status::{ForwarderSnapshot, ForwarderStatus};

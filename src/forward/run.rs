@@ -1,8 +1,8 @@
 //! The loop of a forwarder.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -21,7 +21,7 @@ use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAc
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES, QUARANTINE_BYTES};
 use crate::outbox::{DestinationId, LaneId, Peeker};
-use crate::resource::{DrainSpec, RouteSpec};
+use crate::resource::{DrainSpec, RouteSpec, UpstreamSpec};
 use crate::time::{Clock, Monotonic};
 
 /// Bytes of topic and payload that may be on their way at a time; one larger record goes alone.
@@ -99,13 +99,14 @@ impl ForwarderConfig {
     /// loss repeats at most that many.
     #[must_use]
     pub fn new(name: impl Into<String>, destination: DestinationId) -> Self {
+        let settings = ForwarderSettings::of(None);
         Self {
             name: name.into(),
             routes: Vec::new(),
             destination,
-            drain: DrainSpec::default(),
-            stall: Duration::from_secs(20),
-            slow: Duration::from_millis(1_500),
+            drain: settings.drain,
+            stall: settings.stall,
+            slow: settings.slow,
             poison_bytes: QUARANTINE_BYTES / 2,
             window: 512,
             link: LinkConfig::default(),
@@ -113,6 +114,52 @@ impl ForwarderConfig {
             lends: Vec::new(),
             stands_in_for: Vec::new(),
         }
+    }
+}
+
+/// What may change while a forwarder runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwarderSettings {
+    /// Routes by the upstream that records were accepted for: its own, and those of primaries that it stands in for.
+    pub routes: Vec<(String, Vec<RouteSpec>)>,
+    /// Limits while a backlog is drained.
+    pub drain: DrainSpec,
+    /// A publish that is unanswered for longer breaks the link.
+    pub stall: Duration,
+    /// An answer that takes longer makes the window smaller.
+    pub slow: Duration,
+    /// How long a link must have stood to be stable.
+    pub heal: Duration,
+}
+
+impl ForwarderSettings {
+    /// As the policy says of the upstream; no routes, no drain limits.
+    #[must_use]
+    pub fn of(policy: Option<&UpstreamSpec>) -> Self {
+        let default = ForwarderSettings {
+            routes: Vec::new(),
+            drain: DrainSpec::default(),
+            stall: Duration::from_secs(20),
+            slow: Duration::from_millis(1_500),
+            heal: LinkConfig::default().stable,
+        };
+        policy.map_or(default.clone(), |p| Self { stall: p.stall, slow: p.slow, heal: p.heal, ..default })
+    }
+}
+
+/// Gives a forwarder other settings; it takes them at its next turn, without touching the connection.
+#[derive(Debug, Clone)]
+pub struct ForwarderControl {
+    settings: Arc<Mutex<Option<ForwarderSettings>>>,
+    orders: watch::Sender<LinkOrders>,
+}
+
+impl ForwarderControl {
+    /// From the next turn on.
+    pub fn set(&self, settings: ForwarderSettings) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+        // Wakes it.
+        self.orders.send_modify(|_| {});
     }
 }
 
@@ -154,6 +201,7 @@ pub struct Forwarder {
     drain: DrainSpec,
     stall: Duration,
     poison_bytes: u64,
+    slow: Duration,
     window_limit: u16,
     hub: Hub,
     uplink: Box<dyn Uplink>,
@@ -200,6 +248,8 @@ pub struct Forwarder {
     notices: Option<LaneId>,
     notices_refused: bool,
 
+    /// Settings that it has not taken yet.
+    settings: Arc<Mutex<Option<ForwarderSettings>>>,
     /// What others ask of the link.
     orders: watch::Sender<LinkOrders>,
     ordered: watch::Receiver<LinkOrders>,
@@ -240,6 +290,7 @@ impl Forwarder {
             drain: config.drain,
             stall: config.stall,
             poison_bytes: config.poison_bytes,
+            slow: config.slow,
             window_limit: config.window.max(1),
             feed,
             lendable,
@@ -271,6 +322,7 @@ impl Forwarder {
             refused_reasons: HashSet::new(),
             notices,
             notices_refused: false,
+            settings: Arc::default(),
             orders,
             ordered,
             metrics,
@@ -305,6 +357,12 @@ impl Forwarder {
         self.orders.clone()
     }
 
+    /// Where it is given other settings.
+    #[must_use]
+    pub fn control(&self) -> ForwarderControl {
+        ForwarderControl { settings: self.settings.clone(), orders: self.orders.clone() }
+    }
+
     /// Forwards until `stop` resolves; then nothing more is sent, answers on their way have two seconds to arrive, and the connection is
     /// closed. Dropping the future ends it at once: records that were on their way are sent again by the next forwarder.
     pub async fn run(mut self, mut stop: Fut<'static, ()>) {
@@ -313,6 +371,7 @@ impl Forwarder {
             if self.ordered.borrow_and_update().closed && !self.closed(&mut stop).await {
                 break;
             }
+            self.take_settings();
             self.hand_over();
             let turn = std::panic::AssertUnwindSafe(async {
                 match self.link.state() {
@@ -338,6 +397,23 @@ impl Forwarder {
         self.connecting = false;
         self.acks.clear();
         self.lost(LinkFailure::new(LinkCause::PeerError, "a defect in this node; its log has the place")).await;
+    }
+
+    fn take_settings(&mut self) {
+        let Some(settings) = self.settings.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        for (owner, routes) in &settings.routes {
+            self.feed.set_routes(owner, routes);
+        }
+        if self.drain != settings.drain {
+            self.drain = settings.drain;
+            self.pace = Pace::new(&self.drain, self.clock.monotonic());
+        }
+        if self.slow != settings.slow {
+            self.slow = settings.slow;
+            self.throttle.set_slow(settings.slow);
+        }
+        self.stall = settings.stall;
+        self.link.set_stable(settings.heal);
     }
 
     /// Lends lanes and takes them over as ordered. A source is given up when nothing of it is on its way any more; only then is it said

@@ -32,6 +32,11 @@ impl Throttle {
         Self { slow, limit: Some(FIRST), doubling: true, answers: 0, since: None, period: Monotonic::default(), counts: (0, 0) }
     }
 
+    /// Another bound for what is slow; the window begins anew.
+    pub(super) fn set_slow(&mut self, slow: Duration) {
+        *self = Self::new(slow);
+    }
+
     /// A new connection.
     pub(super) fn begin(&mut self) {
         *self = Self::new(self.slow);

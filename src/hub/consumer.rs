@@ -1,5 +1,8 @@
 //! Reading what is stored for one destination: strict lanes first, the others lane after lane by weight.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::routing::LaneShare;
 use crate::outbox::{DestinationId, LaneId, Outbox, OutboxError, Reader, Run};
 
@@ -9,7 +12,7 @@ const QUANTUM: usize = 32;
 /// Reads a destination's records from all lanes. Order is kept within a lane, and so for each topic.
 #[derive(Debug)]
 pub struct Consumer {
-    lanes: Vec<(LaneId, usize, Reader)>,
+    lanes: Vec<(LaneId, Arc<AtomicU32>, Reader)>,
     /// The first lanes, which go before all others.
     strict: usize,
     /// Whose turn it is among the others.
@@ -35,7 +38,7 @@ impl LaneRun {
 impl Consumer {
     pub(super) fn new(outbox: &Outbox, shares: impl Iterator<Item = LaneShare>, destination: DestinationId) -> Self {
         let (first, others): (Vec<_>, Vec<_>) = shares.partition(|s| s.strict);
-        let reading = |share: LaneShare| (share.lane, share.weight as usize, outbox.reader(destination, share.lane));
+        let reading = |share: LaneShare| (share.lane, share.weight, outbox.reader(destination, share.lane));
         Self { strict: first.len(), lanes: first.into_iter().chain(others).map(reading).collect(), turn: 0 }
     }
 
@@ -83,7 +86,7 @@ impl Consumer {
 
     fn read(&mut self, at: usize, max_records: usize, max_bytes: usize, into: &mut LaneRun) -> Result<usize, OutboxError> {
         let (lane, weight, reader) = &mut self.lanes[at];
-        let read = reader.next_run(max_records.min(QUANTUM * *weight), max_bytes, &mut into.run)?;
+        let read = reader.next_run(max_records.min(QUANTUM * weight.load(Ordering::Relaxed) as usize), max_bytes, &mut into.run)?;
         if read > 0 {
             into.lane = Some(*lane);
         }

@@ -15,6 +15,7 @@ pub use consumer::{Consumer, LaneRun};
 pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
 pub use routing::{LaneRule, LiveSink, LiveSubscription};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
 
 use smallvec::SmallVec;
@@ -138,13 +139,18 @@ impl Hub {
     pub async fn new(outbox: Outbox, lanes: Vec<LaneRule>, retained: Arc<dyn Table>, clock: Arc<dyn Clock>) -> Result<Self, HubError> {
         let lane = |name: &str| outbox.lane(name).ok_or_else(|| HubError::NoLane(name.to_owned()));
         let default = lane("default")?;
-        let mut shares: Vec<LaneShare> =
-            outbox.lanes().into_iter().filter(|(_, name)| name != QUARANTINE).map(|(lane, _)| LaneShare { lane, weight: 1, strict: false }).collect();
+        let mut shares: Vec<LaneShare> = outbox
+            .lanes()
+            .into_iter()
+            .filter(|(_, name)| name != QUARANTINE)
+            .map(|(lane, _)| LaneShare { lane, weight: Arc::new(AtomicU32::new(1)), strict: false })
+            .collect();
         let mut rules = Vec::with_capacity(lanes.len());
         for rule in lanes {
             let id = lane(&rule.lane)?;
             if let Some(share) = shares.iter_mut().find(|s| s.lane == id) {
-                (share.weight, share.strict) = (rule.weight.max(1), rule.strict);
+                share.weight.store(rule.weight.max(1), Ordering::Relaxed);
+                share.strict = rule.strict;
             }
             rules.push((id, rule.filters));
         }
@@ -300,6 +306,20 @@ impl Hub {
         Ok(appended.last)
     }
 
+    /// Other rules for which topics belong to which lane, and other weights. Rules of lanes that are not there are left out. Whether a
+    /// lane is strict stays as it was.
+    pub fn set_lane_rules(&self, rules: &[LaneRule]) {
+        let mut known = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let Some(lane) = self.shared.outbox.lane(&rule.lane) else { continue };
+            if let Some(share) = self.shared.shares.iter().find(|s| s.lane == lane) {
+                share.weight.store(rule.weight.max(1), Ordering::Relaxed);
+            }
+            known.push((lane, rule.filters.clone()));
+        }
+        self.change_routing(|routing| routing.set_rules(known));
+    }
+
     fn route(&self, pubsub: &str, topic: &str) -> Arc<Route> {
         self.shared
             .cache
@@ -364,13 +384,13 @@ impl Hub {
     /// Reads what is stored for a destination, over all lanes by weight. One consumer per destination at a time.
     #[must_use]
     pub fn consumer(&self, destination: DestinationId) -> Consumer {
-        Consumer::new(&self.shared.outbox, self.shared.shares.iter().copied(), destination)
+        Consumer::new(&self.shared.outbox, self.shared.shares.iter().cloned(), destination)
     }
 
     /// The same over some of the lanes. Two consumers of one destination must have no lane in common while both read.
     #[must_use]
     pub fn consumer_of(&self, destination: DestinationId, wanted: impl Fn(LaneId) -> bool) -> Consumer {
-        Consumer::new(&self.shared.outbox, self.shared.shares.iter().copied().filter(|s| wanted(s.lane)), destination)
+        Consumer::new(&self.shared.outbox, self.shared.shares.iter().filter(|s| wanted(s.lane)).cloned(), destination)
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.

@@ -1,6 +1,7 @@
 //! Who wants a topic: lane rules, durable bindings, live subscriptions.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use smallvec::SmallVec;
@@ -27,10 +28,11 @@ pub struct LaneRule {
 }
 
 /// How a lane is read beside the others.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct LaneShare {
     pub(super) lane: LaneId,
-    pub(super) weight: u32,
+    /// Shared with everyone who reads the lane.
+    pub(super) weight: Arc<AtomicU32>,
     pub(super) strict: bool,
 }
 
@@ -71,6 +73,10 @@ pub(super) struct Routing {
 impl Routing {
     pub(super) fn new(rules: Vec<(LaneId, Vec<String>)>, default: LaneId) -> Self {
         Self { rules, default, spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0 }
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Vec<(LaneId, Vec<String>)>) {
+        self.rules = rules;
     }
 
     pub(super) fn resolve(&self, pubsub: &str, topic: &str) -> Route {

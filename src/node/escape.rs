@@ -71,6 +71,22 @@ impl ModeView {
     }
 }
 
+/// What may change while the controller runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EscapeSettings {
+    /// When modes change.
+    pub modes: ModeConfig,
+    /// Least room on the disk.
+    pub disk_free: DiskFloor,
+    /// How long a primary must stand before it gets its lanes back.
+    pub failback_after: Duration,
+}
+
+impl EscapeSettings {
+    /// For a node without a secondary upstream, where it means nothing.
+    pub(super) const FAILBACK: Duration = Duration::from_secs(300);
+}
+
 /// What an operator may order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EscapeOrder {
@@ -80,6 +96,8 @@ pub enum EscapeOrder {
     Leave,
     /// Set the mode for a time.
     Pin(Mode, Duration),
+    /// Other values from now on.
+    Configure(EscapeSettings),
     /// The reports of the last outages, the newest first; the first one goes on if there is one.
     Reports,
 }
@@ -302,6 +320,10 @@ impl Escape {
     async fn obey(&mut self, order: EscapeOrder) -> Value {
         let event = match order {
             EscapeOrder::Reports => return self.reports(),
+            EscapeOrder::Configure(settings) => {
+                self.configure(settings);
+                return self.view.borrow().to_json();
+            }
             EscapeOrder::Enter => ModeEvent::Enter,
             EscapeOrder::Leave => ModeEvent::Leave,
             EscapeOrder::Pin(mode, lasting) => ModeEvent::Pin { mode, lasting },
@@ -313,6 +335,16 @@ impl Escape {
         self.save();
         self.refresh_view();
         self.view.borrow().to_json()
+    }
+
+    fn configure(&mut self, settings: EscapeSettings) {
+        self.machine.configure(settings.modes);
+        self.at.modes = settings.modes;
+        self.at.disk_free = settings.disk_free;
+        self.disk = None; // asked for anew
+        for handover in self.at.upstreams.iter_mut().filter_map(|u| u.handover.as_mut()) {
+            handover.configure(settings.modes.settle, settings.failback_after);
+        }
     }
 
     fn reports(&self) -> Value {

@@ -1,7 +1,11 @@
 //! Routes that lead in: an upstream's messages become local ones, acknowledged to the upstream once they are safe here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::component::{Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, is_truthy};
 use crate::hub::Hub;
@@ -11,8 +15,59 @@ use crate::resource::RouteSpec;
 /// Wait between attempts to subscribe.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// A route that leads in, to a pub/sub of the box.
+pub(super) type Inward = (RouteSpec, String);
+
+/// All routes that lead in: those that are wanted run, others end.
+pub(super) struct InboundRoutes {
+    wanted: watch::Receiver<Vec<Inward>>,
+    sources: BTreeMap<String, Arc<dyn PubSub>>,
+    hub: Hub,
+}
+
+impl InboundRoutes {
+    /// `sources` are the pub/subs that messages may come from, by name.
+    pub(super) fn new(wanted: watch::Receiver<Vec<Inward>>, sources: BTreeMap<String, Arc<dyn PubSub>>, hub: Hub) -> Self {
+        Self { wanted, sources, hub }
+    }
+
+    /// Runs until `stop` resolves.
+    pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
+        let mut tasks = JoinSet::new();
+        let mut running: Vec<(Inward, oneshot::Sender<()>)> = Vec::new();
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            // Dropping its end stops a route.
+            running.retain(|(route, _)| wanted.contains(route));
+            for (route, to) in wanted {
+                if running.iter().any(|((r, t), _)| *r == route && *t == to) {
+                    continue;
+                }
+                let Some(from) = self.sources.get(&route.from) else { continue };
+                let (end, ended) = oneshot::channel();
+                let one = InboundRoute { route: route.clone(), to: to.clone(), from: from.clone(), hub: self.hub.clone() };
+                tasks.spawn(one.run(Box::pin(async move {
+                    let _ = ended.await;
+                })));
+                running.push(((route, to), end));
+            }
+            tokio::select! {
+                () = &mut stop => break,
+                changed = self.wanted.changed() => if changed.is_err() {
+                    // Nobody can ask for others any more.
+                    stop.await;
+                    break;
+                },
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            }
+        }
+        drop(running);
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
 /// One route.
-pub(super) struct InboundRoute {
+struct InboundRoute {
     route: RouteSpec,
     to: String,
     from: Arc<dyn PubSub>,
@@ -42,12 +97,8 @@ impl MessageHandler for Carrier {
 }
 
 impl InboundRoute {
-    pub(super) fn new(route: RouteSpec, to: String, from: Arc<dyn PubSub>, hub: Hub) -> Self {
-        Self { route, to, from, hub }
-    }
-
     /// Subscribes, and stays subscribed until `stop` resolves.
-    pub(super) async fn run(self, stop: Fut<'static, ()>) {
+    async fn run(self, stop: Fut<'static, ()>) {
         tokio::pin!(stop);
         let mut handles = Vec::new();
         for topic in &self.route.topics {

@@ -9,6 +9,7 @@ mod escape;
 mod inbound;
 mod mode_store;
 mod readings;
+mod reload;
 mod store;
 mod tombstones;
 
@@ -23,17 +24,18 @@ use tokio::task::JoinSet;
 
 use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
 use crate::escape::Handover;
-use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderStatus, StandIn};
+use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, ForwarderStatus, StandIn};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::outbox::LaneId;
 use crate::outbox::storage::Storage;
-use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, RouteSpec, UpstreamRole, UpstreamSpec};
+use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole, UpstreamSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
 pub use components::{Components, Loaded};
-pub use escape::{EscapeHandle, EscapeOrder, MODE_TOPIC, ModeView};
+pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView};
 pub use mode_store::MODE_STORE_TYPE;
+pub use reload::{Reload, ReloadHandle};
 pub use store::node_id;
 
 /// Opens the node's own tables in the data folder.
@@ -129,7 +131,8 @@ pub struct Node {
     listeners: Vec<(String, Box<dyn BoundListener>)>,
     forwarders: Vec<Forwarder>,
     escape: Option<(escape::Escape, EscapeHandle)>,
-    inbound: Vec<inbound::InboundRoute>,
+    inbound: Option<inbound::InboundRoutes>,
+    reload: ReloadHandle,
     readings: Vec<readings::Readings>,
     started: Timestamp,
 }
@@ -269,6 +272,9 @@ impl Node {
             Some(hub) => routes(&config, &host, hub, &components)?,
             None => (Vec::new(), Vec::new()),
         };
+        let (inbound_wanted, wanted) = watch::channel(inbound);
+        let sources = components.pubsub.iter().map(|(name, p)| (name.clone(), p.item.clone())).collect();
+        let inbound = hub.as_ref().map(|hub| inbound::InboundRoutes::new(wanted, sources, hub.clone()));
         let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components, set_aside));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, forwarders.iter().map(Forwarder::status).collect());
@@ -301,7 +307,18 @@ impl Node {
             }
             _ => None,
         };
-        Ok(Self { config, host, hub, transactions, components, listeners, forwarders, escape, inbound, readings, started })
+        let spaces = components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect();
+        let reload = ReloadHandle::new(reload::Parts {
+            running: Resources { problems: Vec::new(), ..config.resources.clone() },
+            hub: hub.clone(),
+            listeners: listeners.iter().filter_map(|(name, bound)| Some((name.clone(), bound.reload()?))).collect(),
+            forwarders: forwarders.iter().map(|f| (f.status().upstream().to_owned(), (f.destination(), f.control()))).collect(),
+            spaces,
+            pubsubs: components.pubsub.keys().cloned().collect(),
+            inbound: inbound_wanted,
+            escape: escape.as_ref().map(|(_, handle)| handle.clone()),
+        });
+        Ok(Self { config, host, reload, hub, transactions, components, listeners, forwarders, escape, inbound, readings, started })
     }
 
     /// The handle to what the node is doing.
@@ -316,6 +333,12 @@ impl Node {
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
         }
+    }
+
+    /// What changes the node while it runs.
+    #[must_use]
+    pub fn reload(&self) -> ReloadHandle {
+        self.reload.clone()
     }
 
     /// The exchange, when anything needs one.
@@ -369,8 +392,8 @@ impl Node {
             listeners.spawn(bound.serve(after(1)));
         }
         let mut routes: JoinSet<()> = JoinSet::new();
-        for route in self.inbound {
-            routes.spawn(route.run(after(2)));
+        if let Some(inbound) = self.inbound {
+            routes.spawn(inbound.run(after(2)));
         }
         for reading in self.readings {
             routes.spawn(reading.run(after(2)));
@@ -439,6 +462,11 @@ fn readings(
         all.push(readings::Readings { name: name.clone(), topic, source: source.clone(), target, when });
     }
     Ok(all)
+}
+
+/// Whether a pub/sub is a name space of the box itself.
+fn is_space(name: &str, pubsub: &Loaded<dyn PubSub>) -> bool {
+    name == "local" || pubsub.type_name == "pubsub.local"
 }
 
 /// The secondary upstream of the policy, if there is one.
@@ -532,14 +560,13 @@ fn escape(
 }
 
 /// Forwarders for the pub/subs that routes lead to or that stand behind the outbox, and routes that lead in.
-fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) -> Result<(Vec<Forwarder>, Vec<inbound::InboundRoute>), NodeError> {
+fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) -> Result<(Vec<Forwarder>, Vec<inbound::Inward>), NodeError> {
     let metrics = ForwardMetrics::register(&host.metrics);
-    let all: Vec<&RouteSpec> = config.resources.forwardings.iter().flat_map(|f| &f.routes).collect();
     let drain = config.resources.forwardings.first().map(|f| f.drain).unwrap_or_default();
-    let is_name_space = |name: &str| name == "local" || components.pubsub.get(name).is_some_and(|p| p.type_name == "pubsub.local");
+    let is_name_space = |name: &str| name == "local" || components.pubsub.get(name).is_some_and(|p| is_space(name, p));
     let mut drafts = Vec::new();
     for (name, loaded) in &components.pubsub {
-        let towards: Vec<RouteSpec> = all.iter().filter(|r| r.to.iter().any(|t| t == name)).map(|r| (*r).clone()).collect();
+        let towards = reload::routes_towards(&config.resources, name);
         if is_name_space(name) {
             continue;
         }
@@ -567,23 +594,15 @@ fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) 
         let mut forwarder = ForwarderConfig::new(name.clone(), destination);
         forwarder.routes = towards;
         forwarder.drain = drain;
-        if let Some(policy) = policy {
-            forwarder.stall = policy.stall;
-            forwarder.slow = policy.slow;
-            forwarder.link.stable = policy.heal;
-        }
+        let settings = ForwarderSettings::of(policy);
+        (forwarder.stall, forwarder.slow, forwarder.link.stable) = (settings.stall, settings.slow, settings.heal);
         drafts.push((forwarder, uplink));
     }
     stand_ins(config, hub, &mut drafts)?;
     let forwarders = drafts.into_iter().map(|(f, uplink)| Forwarder::new(f, hub.clone(), uplink, host.clock.clone(), &metrics)).collect();
-    let mut inward = Vec::new();
-    for route in all.iter().filter(|r| !is_name_space(&r.from)) {
-        for to in route.to.iter().filter(|t| is_name_space(t)) {
-            let Some(from) = components.pubsub.get(&route.from) else {
-                return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
-            };
-            inward.push(inbound::InboundRoute::new((*route).clone(), to.clone(), from.item.clone(), hub.clone()));
-        }
+    let inward = reload::inward(&config.resources, is_name_space);
+    if let Some((route, _)) = inward.iter().find(|(route, _)| !components.pubsub.contains_key(&route.from)) {
+        return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
     }
     Ok((forwarders, inward))
 }

@@ -9,7 +9,7 @@ use super::{Host, NodeConfig, NodeError};
 use crate::component::Tables;
 use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
 use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
-use crate::resource::{DEFAULT_QUOTA_BYTES, Resources};
+use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
 
 /// The lane that every node has.
 const DEFAULT_LANE: &str = "default";
@@ -52,26 +52,38 @@ fn needs_store(resources: &Resources) -> bool {
         || resources.components.iter().any(|c| c.has_outbox() && !c.type_name.eq_ignore_ascii_case("state.in-memory"))
 }
 
+/// A lane as the store keeps it.
+pub(super) fn lane(spec: &LaneSpec) -> LaneConfig {
+    LaneConfig {
+        name: spec.name.clone(),
+        durability: spec.durability,
+        quota_bytes: spec.quota_bytes,
+        ttl: spec.ttl,
+        when_full: spec.when_full,
+        floor_bytes: spec.floor_bytes,
+    }
+}
+
+/// Which topics belong to which lane.
+pub(super) fn lane_rules(resources: &Resources) -> Vec<LaneRule> {
+    let rule = |spec: &LaneSpec| LaneRule { lane: spec.name.clone(), filters: spec.matches.clone(), weight: spec.weight, strict: spec.strict };
+    let mut rules: Vec<LaneRule> = resources.forwardings.iter().flat_map(|f| &f.lanes).map(rule).collect();
+    if resources.notices().is_some() {
+        rules.push(LaneRule { lane: NOTICES.to_owned(), filters: Vec::new(), weight: 1, strict: true });
+    }
+    rules
+}
+
 /// Lanes in the order of the rules, the default one last, and the rules.
 fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<LaneRule>) {
     let mut lanes: Vec<LaneConfig> = Vec::new();
-    let mut rules = Vec::new();
     for spec in resources.forwardings.iter().flat_map(|f| &f.lanes) {
-        rules.push(LaneRule { lane: spec.name.clone(), filters: spec.matches.clone(), weight: spec.weight, strict: spec.strict });
         if lanes.iter().all(|l| l.name != spec.name) {
-            lanes.push(LaneConfig {
-                name: spec.name.clone(),
-                durability: spec.durability,
-                quota_bytes: spec.quota_bytes,
-                ttl: spec.ttl,
-                when_full: spec.when_full,
-                floor_bytes: spec.floor_bytes,
-            });
+            lanes.push(lane(spec));
         }
     }
     lanes.push(LaneConfig { quota_bytes: QUARANTINE_BYTES, when_full: WhenFull::DropOldest, ..LaneConfig::new(QUARANTINE) });
     if resources.notices().is_some() {
-        rules.push(LaneRule { lane: NOTICES.to_owned(), filters: Vec::new(), weight: 1, strict: true });
         lanes.push(LaneConfig {
             quota_bytes: MIN_QUOTA_BYTES,
             ttl: Some(NOTICES_TTL),
@@ -88,7 +100,7 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
             ..LaneConfig::new(DEFAULT_LANE)
         });
     }
-    (lanes, rules)
+    (lanes, lane_rules(resources))
 }
 
 /// An open store.

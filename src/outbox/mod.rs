@@ -585,6 +585,15 @@ impl Outbox {
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
     }
 
+    /// Gives a lane other values from now on, found by its name. A smaller quota is kept from the next record on; a lane that becomes
+    /// `memory` answers its senders at once. Returns whether there is such a lane.
+    pub fn reconfigure(&self, config: LaneConfig) -> bool {
+        let Some(lane) = self.lane(&config.name) else { return false };
+        self.cell(lane).lock().config = config;
+        self.shared.signal.raise(false);
+        true
+    }
+
     /// While the disk is short no lane grows beyond what it uses now, or beyond its floor if that is more; at this bound it does what it
     /// does at its quota.
     pub fn hold_growth(&self, short: bool) {

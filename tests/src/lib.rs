@@ -197,6 +197,18 @@ impl Place {
     }
 }
 
+/// A password's hash as the users file has it, made by another implementation.
+///
+/// # Panics
+/// When there is no Python.
+#[must_use]
+pub fn password_hash(password: &str) -> String {
+    let program =
+        "import sys,hashlib,base64;print(base64.b64encode(hashlib.pbkdf2_hmac('sha256',sys.argv[1].encode(),b'saltsaltsaltsalt',1000)).decode())";
+    let output = Command::new("python3").args(["-c", program, password]).output().unwrap();
+    format!("pbkdf2-sha256$1000$c2FsdHNhbHRzYWx0c2FsdA==${}", String::from_utf8(output.stdout).unwrap().trim())
+}
+
 /// The gateway's binary, built by `tests/run` before these tests.
 ///
 /// # Panics

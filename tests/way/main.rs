@@ -8,5 +8,6 @@ mod clients;
 mod configuration;
 mod escape;
 mod queue;
+mod reload;
 mod way;
 mod wire;

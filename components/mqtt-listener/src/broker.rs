@@ -1,8 +1,8 @@
 //! What the connections of a listener share: who is connected, sessions of those who are away, wills that wait.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,24 +10,56 @@ use selvedge::component::{InitError, ListenerContext, Table};
 use selvedge::hub::Hub;
 use selvedge::message::{Attributes, Inbound, OwnedAttributes};
 use selvedge::outbox::{DestinationId, OutboxError};
-use selvedge::resource::ListenerSpec;
+use selvedge::resource::{ListenerLimits, ListenerSpec};
 use selvedge::time::{Clock, Monotonic};
 use tokio::sync::{Notify, watch};
 
 use crate::live::Groups;
 use crate::metrics::ListenerMetrics;
 use crate::session::Session;
+use crate::tls;
 use crate::users::Users;
 use crate::wire::{NEVER, Will};
 
 /// How long a connection waits for the one that it takes over.
 const TAKEOVER: Duration = Duration::from_secs(5);
 
+/// How a connection is spoken to from outside: it looks why when the bell rings.
+#[derive(Debug, Default)]
+pub struct Kick {
+    /// Rings when another connection takes the client over, and when accounts have changed.
+    pub bell: Notify,
+    /// Another connection has the client now.
+    pub taken_over: AtomicBool,
+}
+
+/// What can change while the listener serves.
+#[derive(Clone)]
+pub struct Rules {
+    /// Accounts; none = everyone may do everything.
+    pub users: Option<Arc<Users>>,
+    /// Bounds of connections that come.
+    pub limits: ListenerLimits,
+    /// What speaks TLS to those that come.
+    pub tls: Option<tls::Acceptor>,
+}
+
+impl Rules {
+    /// Reads what a resource names.
+    ///
+    /// # Errors
+    /// When the users file or a certificate cannot be read.
+    pub fn read(spec: &ListenerSpec) -> Result<Self, InitError> {
+        let users = spec.users_file.as_ref().map(|path| Users::load(path).map(Arc::new)).transpose().map_err(InitError::Failed)?;
+        Ok(Self { users, limits: spec.limits, tls: spec.tls.as_ref().map(tls::acceptor).transpose()? })
+    }
+}
+
 /// A client as the listener knows it.
 enum Client {
     Online {
         connection: u64,
-        kick: Arc<Notify>,
+        kick: Arc<Kick>,
         gone: watch::Receiver<bool>,
     },
     /// Away; forgotten at the time given.
@@ -74,8 +106,8 @@ struct WaitingWill {
 pub struct Claim {
     /// Number of the connection.
     pub connection: u64,
-    /// Rings when another connection takes the client over.
-    pub kick: Arc<Notify>,
+    /// How others speak to the connection.
+    pub kick: Arc<Kick>,
     /// Its state.
     pub session: Session,
     /// Whether there was one.
@@ -93,10 +125,9 @@ pub struct Broker {
     pub clock: Arc<dyn Clock>,
     /// Counts.
     pub metrics: ListenerMetrics,
-    /// Accounts; none = everyone may do everything.
-    pub users: Option<Users>,
     /// Shared subscriptions.
     pub groups: Groups,
+    rules: RwLock<Rules>,
     table: Arc<dyn Table>,
     clients: Mutex<HashMap<String, Client>>,
     wills: Mutex<Vec<WaitingWill>>,
@@ -107,12 +138,9 @@ impl Broker {
     /// Loads the sessions; their subscriptions are bound before anyone connects, so nothing is missed.
     ///
     /// # Errors
-    /// When the table or the users file cannot be read.
+    /// When the table, the users file or a certificate cannot be read.
     pub async fn load(context: ListenerContext) -> Result<Self, InitError> {
-        let users = match &context.spec.users_file {
-            Some(path) => Some(Users::load(path).map_err(InitError::Failed)?),
-            None => None,
-        };
+        let rules = RwLock::new(Rules::read(&context.spec)?);
         let table_name: String = context.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
         let table =
             context.tables.open(&format!("mqtt_sessions_{table_name}")).await.map_err(|e| InitError::failed("cannot open the sessions", e))?;
@@ -122,7 +150,7 @@ impl Broker {
             spec: context.spec,
             hub: context.hub,
             clock: context.clock,
-            users,
+            rules,
             groups: Groups::default(),
             table,
             clients: Mutex::default(),
@@ -146,6 +174,22 @@ impl Broker {
         }
         broker.count_away();
         Ok(broker)
+    }
+
+    /// What holds for connections that come now.
+    pub fn rules(&self) -> Rules {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other rules in place. Connections that are open keep their bounds; those whose account is gone or has another password are
+    /// closed, the others get their account's new rights.
+    pub fn set_rules(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+        for client in self.lock().values() {
+            if let Client::Online { kick, .. } = client {
+                kick.bell.notify_one();
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Client>> {
@@ -182,11 +226,11 @@ impl Broker {
                         (kick, gone)
                     }
                     other => {
-                        if other.is_none() && known >= self.spec.limits.clients {
+                        if other.is_none() && known >= self.rules().limits.clients {
                             return None;
                         }
                         let (sender, receiver) = watch::channel(false);
-                        let (connection, kick) = (self.next_connection.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+                        let (connection, kick) = (self.next_connection.fetch_add(1, Ordering::Relaxed), Arc::new(Kick::default()));
                         clients.insert(client_id.to_owned(), Client::Online { connection, kick: kick.clone(), gone: receiver });
                         drop(clients);
                         self.wills.lock().unwrap_or_else(PoisonError::into_inner).retain(|w| w.client_id != client_id);
@@ -203,7 +247,8 @@ impl Broker {
                     }
                 }
             };
-            kick.notify_one();
+            kick.taken_over.store(true, Ordering::Relaxed);
+            kick.bell.notify_one();
             if tokio::time::timeout(TAKEOVER, gone.wait_for(|g| *g)).await.is_err() {
                 tracing::warn!(client_id, "the older connection does not end; the newer one is refused");
                 return None;
@@ -312,7 +357,7 @@ impl Broker {
 impl Claim {
     /// Parts that the connection keeps.
     #[must_use]
-    pub fn split(self) -> (u64, Arc<Notify>, Session, bool, watch::Sender<bool>) {
+    pub fn split(self) -> (u64, Arc<Kick>, Session, bool, watch::Sender<bool>) {
         (self.connection, self.kick, self.session, self.present, self.gone)
     }
 }

@@ -15,6 +15,7 @@ mod connection;
 mod live;
 mod metrics;
 mod prompt;
+mod reload;
 mod session;
 mod tls;
 pub mod users;
@@ -25,7 +26,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use broker::Broker;
-use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, Registry, addresses};
+use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, ListenerReload, Registry, addresses};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -43,7 +44,6 @@ pub fn register(registry: &mut Registry) {
 struct Bound {
     broker: Arc<Broker>,
     sockets: Vec<TcpListener>,
-    tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
 /// Binds the socket and restores the sessions.
@@ -51,15 +51,18 @@ struct Bound {
 /// # Errors
 /// What cannot be bound or read, and the way out.
 pub async fn bind(context: ListenerContext) -> Result<Box<dyn BoundListener>, InitError> {
-    let tls = context.spec.tls.as_ref().map(tls::acceptor).transpose()?;
     let sockets = context.sockets.listen(&context.spec.bind).await?;
     let broker = Arc::new(Broker::load(context).await?);
-    Ok(Box::new(Bound { broker, sockets, tls }))
+    Ok(Box::new(Bound { broker, sockets }))
 }
 
 impl BoundListener for Bound {
     fn address(&self) -> String {
         addresses(self.sockets.iter().map(TcpListener::local_addr))
+    }
+
+    fn reload(&self) -> Option<Arc<dyn ListenerReload>> {
+        Some(Arc::new(reload::Hold(self.broker.clone())))
     }
 
     fn serve(self: Box<Self>, stop: Fut<'static, ()>) -> Fut<'static, ()> {
@@ -68,7 +71,7 @@ impl BoundListener for Bound {
 }
 
 async fn run(bound: Bound, stop: Fut<'static, ()>) {
-    let Bound { broker, sockets, tls } = bound;
+    let Bound { broker, sockets } = bound;
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
@@ -80,10 +83,14 @@ async fn run(bound: Bound, stop: Fut<'static, ()>) {
             Some(ended) = connections.join_next(), if !connections.is_empty() => report(ended),
             accepted = accept(&sockets) => match accepted {
                 // Connections that have not said who they are count too: twice the clients is the bound for sockets.
-                Ok(stream) if connections.len() < broker.spec.limits.clients * 2 => {
-                    connections.spawn(open(broker.clone(), stream, tls.clone(), stopped.clone()));
+                Ok(stream) => {
+                    let rules = broker.rules();
+                    if connections.len() < rules.limits.clients * 2 {
+                        connections.spawn(open(broker.clone(), stream, rules.tls, stopped.clone()));
+                    } else {
+                        broker.metrics.refused("too-many-connections");
+                    }
                 }
-                Ok(_) => broker.metrics.refused("too-many-connections"),
                 Err(error) => {
                     // Out of file descriptors, most likely: those in use go on.
                     tracing::warn!(error = %error, "a connection could not be accepted");
@@ -119,11 +126,11 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn open(broker: Arc<Broker>, stream: TcpStream, tls: Option<tokio_rustls::TlsAcceptor>, stop: watch::Receiver<bool>) {
+async fn open(broker: Arc<Broker>, stream: TcpStream, tls: Option<tls::Acceptor>, stop: watch::Receiver<bool>) {
     let stream = prompt::Prompt::new(stream);
     match tls {
         None => connection::serve(broker, stream, None, stop).await,
-        Some(acceptor) => match tokio::time::timeout(Duration::from_secs(10), acceptor.accept(stream)).await {
+        Some(tls) => match tokio::time::timeout(Duration::from_secs(10), tls.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let subject = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|c| tls::common_name(c.as_ref()));
                 connection::serve(broker, stream, subject, stop).await;

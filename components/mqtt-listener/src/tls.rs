@@ -16,8 +16,30 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, InitError> 
     if all.is_empty() { Err(fail(&"the file holds none (accepted is PEM)")) } else { Ok(all) }
 }
 
+/// What speaks TLS, and what its files held.
+#[derive(Clone)]
+pub struct Acceptor {
+    /// The acceptor.
+    pub acceptor: tokio_rustls::TlsAcceptor,
+    /// SHA-256 over the files: whether they have changed.
+    pub files: [u8; 32],
+}
+
+fn digest(tls: &ListenerTls) -> Result<[u8; 32], InitError> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for path in [Some(&tls.cert_file), Some(&tls.key_file), tls.client_ca_file.as_ref()].into_iter().flatten() {
+        let bytes = std::fs::read(path).map_err(|e| InitError::failed(format!("cannot read {}", path.display()), e))?;
+        context.update(&(bytes.len() as u64).to_be_bytes());
+        context.update(&bytes);
+    }
+    let mut all = [0; 32];
+    all.copy_from_slice(context.finish().as_ref());
+    Ok(all)
+}
+
 /// The acceptor for these files.
-pub fn acceptor(tls: &ListenerTls) -> Result<tokio_rustls::TlsAcceptor, InitError> {
+pub fn acceptor(tls: &ListenerTls) -> Result<Acceptor, InitError> {
+    let files = digest(tls)?;
     let chain = certificates(&tls.cert_file)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key_file)
         .map_err(|e| InitError::failed(format!("cannot read a private key from {}", tls.key_file.display()), e))?;
@@ -39,7 +61,7 @@ pub fn acceptor(tls: &ListenerTls) -> Result<tokio_rustls::TlsAcceptor, InitErro
         }
     };
     let config = builder.with_single_cert(chain, key).map_err(|e| InitError::failed("certificate and key do not fit", e))?;
-    Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))
+    Ok(Acceptor { acceptor: tokio_rustls::TlsAcceptor::from(Arc::new(config)), files })
 }
 
 /// The common name in a certificate that has been verified: the value after the attribute type 2.5.4.3, the last one, which is the

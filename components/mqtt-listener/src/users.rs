@@ -136,6 +136,18 @@ impl Users {
         list.iter().enumerate().map(|(i, n)| user(n, i)).collect::<Result<Vec<_>, _>>().map(Self)
     }
 
+    /// The same account here, if it still comes with the same password (or with a certificate, as before).
+    #[must_use]
+    pub fn again(&self, user: &User) -> Option<&User> {
+        self.0.iter().find(|u| u.name == user.name && u.hash == user.hash)
+    }
+
+    /// How many accounts there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The account that these credentials prove. `certificate` is the common name of a verified client certificate.
     #[must_use]
     pub fn authenticate(&self, name: Option<&str>, password: Option<&[u8]>, certificate: Option<&str>) -> Option<&User> {
@@ -174,6 +186,10 @@ mod tests {
         assert!(a.may_write("s/1/t") && !a.may_write("c/x") && a.may_read("c/x") && !a.may_read("s/1/t"));
         assert!(a.may_subscribe("#") && a.may_subscribe("c/+") && !a.may_subscribe("s/#"));
         assert!(users.authenticate(Some("a"), Some(b"wrong"), None).is_none() && users.authenticate(None, None, None).is_none());
+        let other = Users::parse(&format!("- name: a\n  password: {}\n- name: dev1\n", hash_password(b"new", NonZeroU32::MIN).unwrap())).unwrap();
+        assert!(
+            other.again(a).is_none() && users.again(a) == Some(a) && other.again(users.authenticate(None, None, Some("dev1")).unwrap()).is_some()
+        );
         assert!(users.authenticate(None, None, Some("dev1")).is_some() && users.authenticate(Some("dev1"), Some(b""), None).is_none());
     }
 

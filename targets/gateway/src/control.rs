@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 use crate::flags::Flags;
+use crate::reload::Reloader;
 use crate::run::data_dir;
 use crate::{escape, queue};
 
@@ -43,7 +44,7 @@ pub fn bind(data_dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until dropped.
-pub async fn serve(listener: UnixListener, status: NodeStatus) {
+pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloader) {
     let mut askers = tokio::task::JoinSet::new();
     loop {
         while askers.len() >= MAX_ASKERS {
@@ -53,7 +54,7 @@ pub async fn serve(listener: UnixListener, status: NodeStatus) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let status = status.clone();
+        let (status, reloader) = (status.clone(), reloader.clone());
         askers.spawn(async move {
             let (read, mut write) = stream.into_split();
             let mut line = String::new();
@@ -67,7 +68,8 @@ pub async fn serve(listener: UnixListener, status: NodeStatus) {
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
                 ["queue", order @ ..] => queue::answer(status.hub(), order).await,
-                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ...", line.trim())),
+                ["reload"] => Ok(reloader.reload().await),
+                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload", line.trim())),
             };
             let answer = answer.unwrap_or_else(|error| serde_json::json!({"error": error}));
             let _ = write.write_all(format!("{answer}\n").as_bytes()).await;

@@ -10,6 +10,7 @@ mod demo;
 mod escape;
 mod flags;
 mod queue;
+mod reload;
 mod run;
 #[cfg(feature = "api")]
 mod serve_api;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Some("check") => check::check(&flags),
         Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
         Some("queue") => queue::queue(&flags),
+        Some("reload") => Ok(reload::reload(&flags)),
         Some("escape") => escape::escape(&flags),
         Some("version") => {
             println!("{}", env!("CARGO_PKG_VERSION"));
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Some(other) => {
-            Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, queue, escape, version, help")))
+            Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, queue, escape, reload, version, help")))
         }
     };
     result.unwrap_or_else(|error| {
@@ -80,6 +82,7 @@ fn help() {
          what waits; what upstreams refused: show it, as JSON lines, try it again, drop it\n\
          selvedge escape [status|enter|leave|pin [MODE] --for TIME|report]\n                            \
          the mode of the box: show it, close all links, open them, set it, past outages\n\
+         selvedge reload             read the folders of YAML again: what can change live does, the rest is named\n\
          selvedge version\n\n\
          flags (those in brackets are accepted and have no effect yet):"
     );

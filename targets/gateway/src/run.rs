@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::flags::{Flags, UsageError};
+use crate::reload::{Reloader, Sources};
 use crate::serve_api::Doors;
 use crate::{activation, components, control, serve_api};
 
@@ -70,6 +71,7 @@ struct Plan {
     config: NodeConfig,
     grace: Duration,
     command: Vec<String>,
+    sources: Sources,
 }
 
 fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
@@ -140,8 +142,9 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     if fatal.get() {
         return None;
     }
+    let sources = Sources { folders, app_id: app_id.to_owned(), namespace: namespace.clone() };
     let config = NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
-    Some(Plan { config, grace: flags.grace(), command: flags.command.clone() })
+    Some(Plan { config, grace: flags.grace(), command: flags.command.clone(), sources })
 }
 
 /// Runs the node until it is told to stop.
@@ -193,6 +196,11 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
 
 async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: InheritedSockets) -> ExitCode {
     let started = clock.monotonic();
+    // From here on SIGHUP does not end the process.
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else {
+        tracing::error!("Fatal error from runtime: signals cannot be handled");
+        return ExitCode::FAILURE;
+    };
     let metrics = Metrics::new();
     let sockets = match doors.bind(&clock, &inherited).await {
         Ok(sockets) => sockets,
@@ -212,10 +220,11 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
         tracing::warn!("the inherited socket {socket} is used by nothing; a Listener takes it with bind: systemd:NAME");
     }
     let mut background = tokio::task::JoinSet::new();
+    let reloader = Reloader::new(plan.sources, node.reload());
     if node.hub().is_some() {
         match control::bind(&node.config().data_dir) {
             Ok(listener) => {
-                background.spawn(control::serve(listener, node.status()));
+                background.spawn(control::serve(listener, node.status(), reloader.clone()));
             }
             Err(error) => tracing::warn!(error = %error, "no control socket; `selvedge status` will not find this node"),
         }
@@ -250,6 +259,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
     tracing::info!("dapr initialized. Status: Running. Init Elapsed {}ms", clock.monotonic().since(started).as_millis());
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    reloader.announce();
     if let Some(within) = sd_notify::watchdog_enabled() {
         background.spawn(feed_watchdog(within));
     }
@@ -264,6 +274,11 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
         let _ = tokio::time::timeout(ATTACH, api.serve_app(app, doors.health.clone())).await;
     }
     api.ready();
+    background.spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reloader.reload().await;
+        }
+    });
     let cause = tokio::select! {
         asked = asked.wait_for(Option::is_some) => {
             if asked.is_ok_and(|a| *a == Some(true)) {

@@ -10,18 +10,20 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use selvedge::hub::{AcceptError, Consumer, LaneRun, LiveSubscription};
 use selvedge::message::{Attributes, Inbound};
 use selvedge::outbox::{LaneId, OutboxError};
+use selvedge::resource::ListenerLimits;
 use selvedge::time::Monotonic;
 use selvedge::topic;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
-use crate::broker::{Broker, OwnedWill};
+use crate::broker::{Broker, Kick, OwnedWill};
 use crate::live::{Inbox, Waiting, publishing_as};
 use crate::session::{self, MAX_SUBSCRIPTIONS, Origin, Session, Subscription};
 use crate::users::User;
@@ -93,6 +95,7 @@ struct Connection<S> {
     version: Version,
     client_id: String,
     user: Option<User>,
+    limits: ListenerLimits,
     session: Session,
     will: Option<OwnedWill>,
     largest: u32,
@@ -119,15 +122,16 @@ struct Connection<S> {
 /// Serves one client until it ends.
 pub async fn serve<S: Stream>(broker: Arc<Broker>, mut stream: S, certificate: Option<String>, mut stop: watch::Receiver<bool>) {
     let mut buffer = BytesMut::new();
+    let packet_bytes = broker.rules().limits.packet_bytes;
     let opened = tokio::select! {
-        opened = tokio::time::timeout(CONNECT_TIMEOUT, read_connect(&broker, &mut stream, &mut buffer)) => opened,
+        opened = tokio::time::timeout(CONNECT_TIMEOUT, read_connect(packet_bytes, &mut stream, &mut buffer)) => opened,
         _ = stop.wait_for(|s| *s) => return,
     };
     match opened {
         Ok(Ok(length)) => {
             let first = buffer.split_to(length).freeze();
             // It was decoded once to know that it is whole; the packet borrows from `first`.
-            if let Ok(Some((Packet::Connect(connect), _))) = wire::decode(&first, None, broker.spec.limits.packet_bytes) {
+            if let Ok(Some((Packet::Connect(connect), _))) = wire::decode(&first, None, packet_bytes) {
                 accept(broker, stream, *connect, buffer, certificate, stop).await;
             }
         }
@@ -144,9 +148,9 @@ pub async fn serve<S: Stream>(broker: Arc<Broker>, mut stream: S, certificate: O
     }
 }
 
-async fn read_connect<S: Stream>(broker: &Broker, stream: &mut S, buffer: &mut BytesMut) -> Result<usize, End> {
+async fn read_connect<S: Stream>(packet_bytes: u32, stream: &mut S, buffer: &mut BytesMut) -> Result<usize, End> {
     loop {
-        if let Some((_, length)) = wire::decode(buffer, None, broker.spec.limits.packet_bytes)? {
+        if let Some((_, length)) = wire::decode(buffer, None, packet_bytes)? {
             return Ok(length);
         }
         if stream.read_buf(buffer).await? == 0 {
@@ -175,7 +179,8 @@ async fn accept<S: Stream>(
 ) {
     let version = connect.version;
     let mut out = Vec::new();
-    let user = match &broker.users {
+    let rules = broker.rules();
+    let user = match &rules.users {
         None => Ok(None),
         Some(users) => users.authenticate(connect.user, connect.password, certificate.as_deref()).cloned().map(Some).ok_or(()),
     };
@@ -206,7 +211,7 @@ async fn accept<S: Stream>(
     };
     let (number, kick, mut session, present, gone) = claim.split();
     session.expiry_seconds = connect.session_expiry;
-    let limits = broker.spec.limits;
+    let limits = rules.limits;
     let properties = ConnAckProperties {
         receive_maximum: limits.window,
         maximum_packet: limits.packet_bytes,
@@ -223,6 +228,7 @@ async fn accept<S: Stream>(
         number,
         version,
         user: user.unwrap_or_default(),
+        limits,
         session,
         will: connect.will.as_ref().map(OwnedWill::from),
         largest: connect.maximum_packet.unwrap_or(u32::MAX),
@@ -256,7 +262,11 @@ impl<S: Stream> Connection<S> {
         self.session.expiry_seconds > 0
     }
 
-    async fn run(&mut self, mut buffer: BytesMut, kick: &Notify, mut stop: watch::Receiver<bool>) -> End {
+    async fn run(&mut self, mut buffer: BytesMut, kick: &Kick, mut stop: watch::Receiver<bool>) -> End {
+        // Accounts may have changed since the password was looked at; from here on the bell says so.
+        if let Err(end) = self.check_account() {
+            return end;
+        }
         if let Err(end) = self.restore().await {
             return end;
         }
@@ -272,7 +282,7 @@ impl<S: Stream> Connection<S> {
                 return end;
             }
             // A client whose publishes wait for the disk is not read from until some are safe.
-            let reading = self.unsettled < usize::from(self.broker.spec.limits.window);
+            let reading = self.unsettled < usize::from(self.limits.window);
             let sending = self.session.in_flight() < self.window;
             let front = self.pending.front_mut();
             let has_pending = front.is_some();
@@ -296,7 +306,7 @@ impl<S: Stream> Connection<S> {
                 () = self.inbox.bell.notified(), if sending => Step::Look,
                 () = more, if consuming && sending => Step::Readable,
                 () = timer.as_mut() => Step::Timer,
-                () = kick.notified() => return End::Close { reason: reason::TAKEN_OVER, why: "taken-over" },
+                () = kick.bell.notified() => Step::Kicked,
                 _ = stop.wait_for(|s| *s) => return End::Close { reason: reason::SHUTTING_DOWN, why: "shutting-down" },
             };
             let result = match step {
@@ -311,6 +321,8 @@ impl<S: Stream> Connection<S> {
                 }
                 Step::Settled(result) => self.answer(result).await,
                 Step::Look => Ok(()),
+                Step::Kicked if kick.taken_over.load(Ordering::Relaxed) => Err(End::Close { reason: reason::TAKEN_OVER, why: "taken-over" }),
+                Step::Kicked => self.check_account(),
                 Step::Readable => {
                     self.readable = None;
                     Ok(())
@@ -333,10 +345,22 @@ impl<S: Stream> Connection<S> {
         }
     }
 
+    /// Gives the connection the rights that its account has now, and closes it when the account is gone or has another password.
+    fn check_account(&mut self) -> Result<(), End> {
+        let users = self.broker.rules().users;
+        let revoked = End::Close { reason: reason::NOT_AUTHORIZED, why: "account-changed" };
+        self.user = match (users, &self.user) {
+            (None, _) => None,
+            (Some(users), Some(user)) => Some(users.again(user).cloned().ok_or(revoked)?),
+            (Some(_), None) => return Err(revoked),
+        };
+        Ok(())
+    }
+
     /// Handles every whole packet in the buffer; neighbouring publishes are one batch.
     async fn read_batch(&mut self, buffer: &mut BytesMut) -> Result<(), End> {
         self.last_received = self.broker.clock.monotonic();
-        let limit = self.broker.spec.limits.packet_bytes;
+        let limit = self.limits.packet_bytes;
         let taken = buffer.split();
         let mut at = 0;
         let mut publishes: Vec<Publish<'_>> = Vec::new();
@@ -474,6 +498,7 @@ impl<S: Stream> Connection<S> {
 enum Step {
     Read(io::Result<usize>),
     Settled(Result<(), AcceptError>),
+    Kicked,
     Look,
     Readable,
     Timer,

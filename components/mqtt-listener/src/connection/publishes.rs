@@ -71,7 +71,7 @@ impl<S: Stream> Connection<S> {
                     });
                     self.unsettled += publishes;
                     // A version 5 client was told how many may be open; one read may hold twice that from a fair client of version 3.
-                    if self.version == Version::V5 && self.unsettled > usize::from(self.broker.spec.limits.window) {
+                    if self.version == Version::V5 && self.unsettled > usize::from(self.limits.window) {
                         return Err(End::Close { reason: reason::RECEIVE_MAXIMUM, why: "receive-maximum" });
                     }
                     self.pending.push_back(Pending { settled, answers, publishes });
