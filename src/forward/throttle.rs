@@ -1,6 +1,7 @@
 //! How many publishes may be on their way, by how long their answers take: doubles from a small window while answers are quick, halves
 //! when they are slow, then grows by one a round (additive increase, multiplicative decrease, as TCP does; RFC 5681, section 3.1). On a
-//! link of a few KiB a second a full window would take minutes to answer and look like silence.
+//! link of a few KiB a second a full window would take minutes to answer and look like silence. What is slow is seen beside the quickest
+//! answer of the connection: a link that is far away is not a slow one.
 
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ const FIRST: usize = 16;
 /// The limit of one connection.
 #[derive(Debug)]
 pub(super) struct Throttle {
-    /// Answers that take longer are slow.
+    /// Answers that take longer are slow, unless the link is far away.
     slow: Duration,
+    /// The quickest answer of this connection: what the way takes when nothing waits on it.
+    quickest: Option<Duration>,
     /// Most publishes; none when the full window may be used.
     limit: Option<usize>,
     /// Until the first slow answer the window doubles in each round.
@@ -29,7 +32,16 @@ pub(super) struct Throttle {
 
 impl Throttle {
     pub(super) fn new(slow: Duration) -> Self {
-        Self { slow, limit: Some(FIRST), doubling: true, answers: 0, since: None, period: Monotonic::default(), counts: (0, 0) }
+        Self {
+            slow,
+            quickest: None,
+            limit: Some(FIRST),
+            doubling: true,
+            answers: 0,
+            since: None,
+            period: Monotonic::default(),
+            counts: (0, 0),
+        }
     }
 
     /// Another bound for what is slow; the window begins anew.
@@ -47,14 +59,19 @@ impl Throttle {
         self.limit.map_or(full, |limit| limit.min(full))
     }
 
+    /// What is slow on this connection: over a satellite every answer takes its time, however few are on their way.
+    fn bound(&self) -> Duration {
+        self.slow.max(self.quickest.unwrap_or_default() * 2)
+    }
+
     /// An answer of this age is slow.
     pub(super) fn is_slow(&self, age: Duration) -> bool {
-        age > self.slow
+        age > self.bound()
     }
 
     /// When an answer to what was sent at this time is slow.
     pub(super) fn overdue_at(&self, sent_at: Monotonic) -> Monotonic {
-        sent_at.plus(self.slow + Duration::from_millis(1))
+        sent_at.plus(self.bound() + Duration::from_millis(1))
     }
 
     /// The peer is over its quota: as after a slow answer.
@@ -66,13 +83,15 @@ impl Throttle {
     /// An answer came, `full` being the window that is possible. Returns whether it was slow.
     pub(super) fn answered(&mut self, sent_at: Monotonic, now: Monotonic, full: usize) -> bool {
         let took = now.since(sent_at);
-        if now.since(self.period) >= self.slow {
-            self.counts = (0, if now.since(self.period) < self.slow * 2 { self.counts.0 } else { 0 });
+        self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        let bound = self.bound();
+        if now.since(self.period) >= bound {
+            self.counts = (0, if now.since(self.period) < bound * 2 { self.counts.0 } else { 0 });
             self.period = now;
         }
         self.counts.0 += 1;
-        if self.is_slow(took) {
-            if self.since.is_none_or(|at| now.since(at) >= self.slow) {
+        if took > bound {
+            if self.since.is_none_or(|at| now.since(at) >= bound) {
                 // Half of what the link has just carried in the time that an answer may take is not too much, however long the answers
                 // of a window that was too large still take.
                 let carried = self.counts.0.max(self.counts.1);
@@ -85,7 +104,7 @@ impl Throttle {
         }
         let Some(limit) = &mut self.limit else { return false };
         // Between the two the window is right.
-        if took > self.slow / 2 {
+        if took > (self.slow / 2).max(self.quickest.unwrap_or_default() * 5 / 4) {
             return false;
         }
         self.answers += 1;
@@ -139,6 +158,21 @@ mod tests {
         let mut throttle = Throttle::new(SLOW);
         link(&mut throttle, 10_000, 1, Monotonic::default());
         assert_eq!(throttle.allow(512), 512);
+    }
+
+    #[test]
+    fn a_link_that_is_far_away_is_not_a_slow_one() {
+        let (mut throttle, way) = (Throttle::new(SLOW), Duration::from_secs(6));
+        let mut now = Monotonic::default();
+        for _ in 0..8 {
+            // A round: all that may be on their way is answered when it has been there and back.
+            let (sent_at, sent) = (now, throttle.allow(512));
+            now = now.plus(way);
+            for _ in 0..sent {
+                assert!(!throttle.answered(sent_at, now, 512));
+            }
+        }
+        assert!(throttle.allow(512) == 512 && !throttle.is_slow(way) && throttle.is_slow(way * 3), "{throttle:?}");
     }
 
     #[test]

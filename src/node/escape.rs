@@ -396,8 +396,8 @@ impl Escape {
         let now = self.at.clock.monotonic();
         let disk_short = self.disk_short(now);
         let (mut used, mut quota) = (0u64, 0u64);
-        // The node's own lanes have bounds of their own.
-        for lane in self.at.hub.outbox().status().into_iter().filter(|l| l.lane != NOTICES && l.lane != QUARANTINE) {
+        // The node's own lanes have bounds of their own, and the room of lanes that nothing is in helps no other.
+        for lane in self.at.hub.outbox().status().into_iter().filter(|l| l.disk_bytes > 0 && l.lane != NOTICES && l.lane != QUARANTINE) {
             used += lane.disk_bytes;
             quota = quota.saturating_add(lane.quota_bytes);
         }
