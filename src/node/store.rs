@@ -66,6 +66,7 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
                 ttl: spec.ttl,
                 when_full: spec.when_full,
                 floor_bytes: spec.floor_bytes,
+                spill_after: spec.spill_after,
             });
         }
     }
@@ -112,6 +113,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
     let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
     let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;
+    outbox.register_metrics(&host.metrics);
     tracing::info!(
         segments = recovery.segments,
         scanned_records = recovery.scanned_records,
