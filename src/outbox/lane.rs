@@ -133,6 +133,11 @@ impl Lane {
         self.disk_bytes() - self.segments.back().map_or(0, |s| s.disk_bytes - s.data_end.min(s.disk_bytes))
     }
 
+    /// Whether cursors tell of records that never stood in a file.
+    pub fn knows_more(&self) -> bool {
+        self.places.values().any(|p| p.cursor.low() > self.filed || p.cursor.finished_in(self.filed, u64::MAX) > 0)
+    }
+
     /// Whether records wait in memory in the hope that they need not be written.
     pub fn holds(&self) -> bool {
         self.config.durability == Durability::Memory && !self.config.spill_after.is_zero()

@@ -69,6 +69,8 @@ pub(crate) struct Writer {
     lanes: Vec<LaneWriter>,
     page: CursorPage,
     page_due: Option<Monotonic>,
+    /// The cursors that were found know of records that no file has. They have to be safe before a segment counts on them.
+    page_first: bool,
     /// When what is due late is looked at again: it may have become due sooner.
     page_look: Monotonic,
     /// How long work that is not urgent waits for more of it.
@@ -77,9 +79,18 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, generation: u64) -> Self {
+        let page_first = shared.lanes.iter().any(|l| l.lock().knows_more());
         let lanes = shared.lanes.iter().map(|_| LaneWriter::default()).collect();
         let linger = shared.lanes.iter().map(|l| l.lock().config.durability.linger()).filter(|l| !l.is_zero()).min().unwrap_or_default();
-        Self { shared, lanes, page: CursorPage { generation, ..CursorPage::default() }, page_due: None, page_look: Monotonic::default(), linger }
+        Self {
+            shared,
+            lanes,
+            page: CursorPage { generation, ..CursorPage::default() },
+            page_due: None,
+            page_first,
+            page_look: Monotonic::default(),
+            linger,
+        }
     }
 
     /// Until closed: waits for work or for a deadline, then steps.
@@ -125,6 +136,9 @@ impl Writer {
         let now = self.shared.clock.monotonic();
         let mut wait: Option<Duration> = None;
         let mut sooner = |d: Duration| wait = Some(wait.map_or(d, |w| w.min(d)));
+        if std::mem::take(&mut self.page_first) {
+            self.write_page(true);
+        }
         for at in 0..self.lanes.len() {
             if let Some(d) = self.step_lane(at, now, last) {
                 sooner(d);
