@@ -216,7 +216,8 @@ impl NodeStatus {
                 .map(|l| {
                     json!({
                         "name": l.lane, "diskBytes": l.disk_bytes, "quotaBytes": l.quota_bytes, "segments": l.segments, "lastSequence": l.last_sequence,
-                        "acceptedBytes": l.accepted_bytes, "corruptRecords": l.corrupt_records, "failure": l.failure,
+                        "acceptedBytes": l.accepted_bytes, "heldBytes": l.held_bytes, "spilledBytes": l.spilled_bytes, "sparedBytes": l.spared_bytes,
+                        "corruptRecords": l.corrupt_records, "failure": l.failure,
                     })
                 })
                 .collect();
@@ -230,10 +231,12 @@ impl NodeStatus {
                     })
                 })
                 .collect();
-            let (written, syncs, failed) = outbox.write_counts();
+            let written = outbox.write_counts();
             status["lanes"] = json!(lanes);
             status["ledger"] = json!(ledger);
-            status["flash"] = json!({"bytesWritten": written, "syncs": syncs, "failedSyncs": failed});
+            status["flash"] = json!({
+                "bytesWritten": written.bytes, "flashBytes": written.flash_bytes, "syncs": written.syncs, "failedSyncs": written.failed_syncs,
+            });
         }
         status
     }

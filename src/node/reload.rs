@@ -204,7 +204,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let lane = |a: &LaneSpec, b: &LaneSpec| {
         changed!(a, b, [
             "match": matches, "durability": durability, "quota": quota_bytes, "ttl": ttl, "onFull": when_full, "weight": weight, "strict": strict,
-            "floor": floor_bytes,
+            "floor": floor_bytes, "spillAfter": spill_after,
         ])
     };
     let (a_lanes, b_lanes): (Vec<_>, Vec<_>) = (lanes(a).cloned().collect(), lanes(b).cloned().collect());

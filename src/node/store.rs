@@ -61,6 +61,7 @@ pub(super) fn lane(spec: &LaneSpec) -> LaneConfig {
         ttl: spec.ttl,
         when_full: spec.when_full,
         floor_bytes: spec.floor_bytes,
+        spill_after: spec.spill_after,
     }
 }
 
@@ -79,7 +80,19 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
     let mut lanes: Vec<LaneConfig> = Vec::new();
     for spec in resources.forwardings.iter().flat_map(|f| &f.lanes) {
         if lanes.iter().all(|l| l.name != spec.name) {
+<<<<<<< HEAD
             lanes.push(lane(spec));
+=======
+            lanes.push(LaneConfig {
+                name: spec.name.clone(),
+                durability: spec.durability,
+                quota_bytes: spec.quota_bytes,
+                ttl: spec.ttl,
+                when_full: spec.when_full,
+                floor_bytes: spec.floor_bytes,
+                spill_after: spec.spill_after,
+            });
+>>>>>>> 98f2c37
         }
     }
     lanes.push(LaneConfig { quota_bytes: QUARANTINE_BYTES, when_full: WhenFull::DropOldest, ..LaneConfig::new(QUARANTINE) });
@@ -124,6 +137,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
     let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
     let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;
+    outbox.register_metrics(&host.metrics);
     tracing::info!(
         segments = recovery.segments,
         scanned_records = recovery.scanned_records,

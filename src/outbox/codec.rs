@@ -13,6 +13,7 @@ pub(crate) const FRAME_BYTES: usize = 8;
 /// Largest header that is read back: 4,096 destinations with long names would pass it, so names are bounded as well.
 pub(crate) const MAX_HEADER_BYTES: usize = 1 << 20;
 
+const HEADER_FRESH: u8 = 1;
 const FLAG_RETAIN: u8 = 1 << 2;
 const FLAG_TTL: u8 = 1 << 3;
 const FLAG_ATTRIBUTES: u8 = 1 << 4;
@@ -33,6 +34,8 @@ pub(crate) struct Header {
     pub created: Timestamp,
     pub lane: String,
     pub destinations: Vec<AcceptedBefore>,
+    /// Every record before this segment is finished, whatever earlier segments and cursors say.
+    pub fresh: bool,
 }
 
 /// Why bytes are not what they should be.
@@ -153,6 +156,9 @@ pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
         out.extend_from_slice(&d.accepted.to_le_bytes());
         put16(&mut out, d.name.as_bytes());
     }
+    if header.fresh {
+        out.push(HEADER_FRESH);
+    }
     seal(&mut out, start);
     out
 }
@@ -176,7 +182,8 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<(Header, usize), Broken> {
         let (id, accepted) = (DestinationId(fields.u16()?), fields.u64()?);
         destinations.push(AcceptedBefore { id, accepted, name: fields.text16()?.to_owned() });
     }
-    Ok((Header { epoch, base, created, lane, destinations }, MAGIC.len() + length))
+    let flags = if fields.0.is_empty() { 0 } else { fields.u8()? };
+    Ok((Header { epoch, base, created, lane, destinations, fresh: flags & HEADER_FRESH != 0 }, MAGIC.len() + length))
 }
 
 /// Upper bound of the bytes that a record takes in a segment.
@@ -380,17 +387,20 @@ mod tests {
 
     #[test]
     fn header_round_trip_and_short_reads() {
-        let header = Header {
-            epoch: 3,
-            base: 99,
-            created: Timestamp(5),
-            lane: "critical".into(),
-            destinations: vec![AcceptedBefore { id: DestinationId(1), name: "upstream/cloud".into(), accepted: 98 }],
-        };
-        let bytes = encode_header(&header);
-        assert_eq!(decode_header(&bytes), Ok((header, bytes.len())));
-        for cut in 0..bytes.len() {
-            assert!(matches!(decode_header(&bytes[..cut]), Err(Broken::Incomplete(n)) if n > cut), "cut at {cut}");
+        for fresh in [false, true] {
+            let header = Header {
+                epoch: 3,
+                base: 99,
+                created: Timestamp(5),
+                lane: "critical".into(),
+                destinations: vec![AcceptedBefore { id: DestinationId(1), name: "upstream/cloud".into(), accepted: 98 }],
+                fresh,
+            };
+            let bytes = encode_header(&header);
+            assert_eq!(decode_header(&bytes), Ok((header, bytes.len())));
+            for cut in 0..bytes.len() {
+                assert!(matches!(decode_header(&bytes[..cut]), Err(Broken::Incomplete(n)) if n > cut), "cut at {cut}");
+            }
         }
     }
 }

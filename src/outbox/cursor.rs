@@ -169,6 +169,14 @@ impl Cursor {
         while self.window.front().is_some_and(|(_, done)| *done) {
             self.window.pop_front();
         }
+        // What was skipped as finished is known for as long as the position stands before it: it may be rewound to there.
+        let low = self.low();
+        while self.ahead.first().is_some_and(|s| *s < low) {
+            self.ahead.pop_first();
+        }
+        while self.in_segments.first_key_value().is_some_and(|(base, _)| *base < low) {
+            self.in_segments.pop_first();
+        }
     }
 
     /// Hands out again what was not finished.
@@ -182,9 +190,9 @@ impl Cursor {
     pub fn skip_to(&mut self, end: u64, accepted_before_end: u64) -> u64 {
         let out = self.window.iter().filter(|(s, done)| !done && *s < end).count() as u64;
         let lost = accepted_before_end.saturating_sub(self.finished_before(end) + out);
-        self.ahead = self.ahead.split_off(&end);
         self.next = self.next.max(end);
         self.count(End::Evicted, lost);
+        self.slide();
         lost
     }
 
@@ -271,6 +279,23 @@ mod tests {
         assert_eq!(c.drop_before(30, 19 + 10, End::Evicted), 29 - 9 - 17);
         assert_eq!((c.delivered, c.expired, c.evicted, c.aggregated, c.low()), (7, 4, 11, 7, 30));
         assert!(c.in_segments().is_empty());
+    }
+
+    #[test]
+    fn what_was_skipped_as_finished_is_still_finished_after_a_rewind_to_before_it() {
+        let mut c = Cursor::restore(1, [11, 12], [2, 0, 0, 0]).with_segments([(20, 9)]);
+        c.delivered += 9;
+        c.hand_out(5);
+        // 10..20 holds 11 and 12 alone, 20..30 nine records: all finished, both are skipped while 5 is out.
+        assert_eq!((c.skip_to(20, 3), c.skip_to(30, 12)), (0, 0));
+        c.hand_out(30);
+        assert_eq!((c.finished_before(10), c.finished_before(20), c.finished_before(30)), (0, 2, 11));
+        c.rewind();
+        assert_eq!((c.next(), c.ahead(), c.in_segments()), (5, vec![11, 12], vec![(20, 9)]));
+        c.hand_out(5);
+        assert_eq!((c.skip_to(20, 3), c.skip_to(30, 12)), (0, 0));
+        c.finish(5, End::Delivered);
+        assert_eq!((c.low(), c.ahead(), c.in_segments(), c.finished_before(30)), (30, vec![], vec![], 12));
     }
 
     #[test]

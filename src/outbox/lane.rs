@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::codec::{self, AcceptedBefore};
 use super::cursor::{Cursor, End};
+use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
 use super::storage::StoredFile;
-use super::{DestinationId, LaneConfig, NewRecord, OutboxError, WhenFull};
+use super::{DestinationId, Durability, LaneConfig, NewRecord, OutboxError, WhenFull};
 use crate::time::Timestamp;
 
 /// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
@@ -45,6 +46,8 @@ pub(crate) struct Chunk {
     pub first: u64,
     /// One past the last sequence.
     pub end: u64,
+    /// When the first record was accepted.
+    pub since: Timestamp,
     /// Accepted per destination before the first record.
     pub accepted_before: BTreeMap<DestinationId, u64>,
     /// The same after the last record.
@@ -68,12 +71,19 @@ pub(crate) struct Lane {
     pub garbage: Vec<Segment>,
     pub places: BTreeMap<DestinationId, Place>,
     pub next_sequence: u64,
-    /// One past the last sequence that can be read from a file.
+    /// One past the last sequence that can be read from a file, or that nobody needs to read any more.
     pub written: u64,
     /// Accepted per destination before `written`.
     pub written_accepted: BTreeMap<DestinationId, u64>,
+    /// One past the last sequence that ever stood in a file.
+    pub filed: u64,
+    /// Records were done with before they were written, since the last one that was: the next one begins a segment, and everything
+    /// before it is finished.
+    pub gap: bool,
+    pub hold: Hold,
     pending: Vec<u8>,
     pending_first: u64,
+    pending_since: Timestamp,
     pending_before: BTreeMap<DestinationId, u64>,
     /// Bytes taken by the writer and not yet written.
     pub in_hand: usize,
@@ -97,8 +107,12 @@ impl Lane {
             next_sequence: 1,
             written: 1,
             written_accepted: BTreeMap::new(),
+            filed: 1,
+            gap: false,
+            hold: Hold::default(),
             pending: Vec::new(),
             pending_first: 1,
+            pending_since: Timestamp::default(),
             pending_before: BTreeMap::new(),
             in_hand: 0,
             reader_waits: false,
@@ -119,6 +133,32 @@ impl Lane {
         self.disk_bytes() - self.segments.back().map_or(0, |s| s.disk_bytes - s.data_end.min(s.disk_bytes))
     }
 
+    /// Whether cursors tell of records that never stood in a file.
+    pub fn knows_more(&self) -> bool {
+        self.places.values().any(|p| p.cursor.low() > self.filed || p.cursor.finished_in(self.filed, u64::MAX) > 0)
+    }
+
+    /// Whether records wait in memory in the hope that they need not be written.
+    pub fn holds(&self) -> bool {
+        self.config.durability == Durability::Memory && !self.config.spill_after.is_zero()
+    }
+
+    /// Bytes that may wait in memory before the oldest are written.
+    pub fn hold_limit(&self) -> u64 {
+        if self.holds() { hold::HOLD_BYTES.min(self.config.quota_bytes / 8) } else { 0 }
+    }
+
+    /// Bytes of records that are in no file yet.
+    fn waiting_bytes(&self) -> usize {
+        self.pending.len() + self.hold.bytes() + self.in_hand
+    }
+
+    /// Bytes that the lane may grow to while the disk is short: what it uses, or its floor; what only waits in memory is no growth.
+    pub fn short_cap(&self) -> u64 {
+        let held = if self.holds() { self.hold_limit() + HEADER_ALLOWANCE } else { 0 };
+        (self.disk_bytes() + held).max(self.config.floor_bytes)
+    }
+
     /// Takes one record into the pending buffer; gives its sequence.
     pub fn append(&mut self, record: &NewRecord<'_>, now: Timestamp, largest: u64) -> Result<u64, OutboxError> {
         let size = codec::record_bytes(record);
@@ -128,11 +168,11 @@ impl Lane {
         if let Some(detail) = &self.failure {
             return Err(OutboxError::Failed { lane: self.config.name.clone(), detail: detail.clone() });
         }
-        if self.pending.len() + self.in_hand + size > MAX_PENDING_BYTES {
+        if self.waiting_bytes() + size > MAX_PENDING_BYTES {
             return Err(OutboxError::Busy { lane: self.config.name.clone() });
         }
         let mut dropped = false;
-        let waiting = (self.pending.len() + self.in_hand) as u64;
+        let waiting = self.waiting_bytes() as u64;
         let quota = self.cap.map_or(self.config.quota_bytes, |cap| cap.min(self.config.quota_bytes));
         while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > quota {
             if self.config.when_full == WhenFull::DropNewest {
@@ -156,6 +196,7 @@ impl Lane {
         }
         if self.pending.is_empty() {
             self.pending_first = sequence;
+            self.pending_since = now;
             self.pending_before = self.accepted();
         }
         codec::encode_record(&mut self.pending, sequence, now, record);
@@ -169,19 +210,86 @@ impl Lane {
         self.places.iter().map(|(d, p)| (*d, p.accepted)).collect()
     }
 
-    /// Hands the pending records to the writer.
-    pub fn take_pending(&mut self) -> Option<Chunk> {
+    fn pending_chunk(&mut self) -> Option<Chunk> {
         if self.pending.is_empty() {
             return None;
         }
-        self.in_hand += self.pending.len();
         Some(Chunk {
             bytes: std::mem::take(&mut self.pending),
             first: self.pending_first,
             end: self.next_sequence,
+            since: self.pending_since,
             accepted_before: std::mem::take(&mut self.pending_before),
             accepted_after: self.accepted(),
         })
+    }
+
+    /// Hands records to the writer: all that wait, or in a lane that holds them back those that have waited for long enough. `last`: all.
+    pub fn take_pending(&mut self, now: Timestamp, last: bool) -> Option<Chunk> {
+        let chunk = if self.holds() {
+            self.hold_pending(now, last);
+            self.spare_held();
+            self.hold.pop_due(now, self.config.spill_after, self.hold_limit(), last)
+        } else {
+            self.pending_chunk()
+        }?;
+        self.in_hand += chunk.bytes.len();
+        Some(chunk)
+    }
+
+    fn hold_pending(&mut self, now: Timestamp, last: bool) {
+        let old = now.since(self.pending_since) >= hold::piece_age(self.config.spill_after);
+        if (last || old || self.pending.len() > hold::PIECE_BYTES || self.hold.must_write(self.pending_first))
+            && let Some(chunk) = self.pending_chunk()
+        {
+            self.hold.push(chunk);
+        }
+    }
+
+    /// Drops what waits in memory and nobody needs any more. What stands before it is finished then, too.
+    fn spare_held(&mut self) {
+        while self.in_hand == 0 && self.hold.front().is_some_and(|chunk| self.is_finished(chunk)) {
+            if let Some(chunk) = self.hold.pop_spared() {
+                self.spare(chunk);
+            }
+        }
+    }
+
+    /// Whether all records up to the end of a chunk are finished for all destinations.
+    fn is_finished(&self, chunk: &Chunk) -> bool {
+        self.places.iter().all(|(d, p)| p.cursor.finished_before(chunk.end) >= chunk.accepted_after.get(d).copied().unwrap_or(0))
+    }
+
+    /// A chunk that is finished is never written.
+    fn spare(&mut self, chunk: Chunk) {
+        for (d, place) in &mut self.places {
+            place.cursor.drop_before(chunk.end, chunk.accepted_after.get(d).copied().unwrap_or(0), End::Delivered);
+        }
+        self.written = self.written.max(chunk.end);
+        self.written_accepted = chunk.accepted_after;
+        self.gap = true;
+        self.give_back(chunk.bytes);
+    }
+
+    /// A chunk that could not be written: a lane that holds records back takes it back, so that readers do not wait for the disk.
+    pub fn take_back(&mut self, chunk: Chunk) -> Option<Chunk> {
+        if !self.holds() {
+            return Some(chunk);
+        }
+        self.in_hand = self.in_hand.saturating_sub(chunk.bytes.len());
+        self.hold.push_front(chunk);
+        None
+    }
+
+    /// When the writer has to look at what waits in memory again; none when nothing does.
+    pub fn look_again(&self) -> Option<std::time::Duration> {
+        let waits = self.holds() && !(self.pending.is_empty() && self.hold.is_empty());
+        waits.then(|| hold::piece_age(self.config.spill_after))
+    }
+
+    /// Whether the writer must be told of what was just appended; `idle`: nothing waited before.
+    pub fn wakes_writer(&self, idle: bool) -> bool {
+        !self.holds() || idle || self.pending.len() > hold::PIECE_BYTES
     }
 
     /// Bytes that wait for the writer.
@@ -189,16 +297,24 @@ impl Lane {
         self.pending.len()
     }
 
-    /// The records that wait for the writer, for a reader that stands at `next`: the first one's sequence, and all their bytes.
-    /// None when there are none, or when others stand before them that are in the writer's hand.
-    pub fn tail(&self, next: u64) -> Option<(u64, &[u8])> {
-        let reached = self.in_hand == 0 || self.pending_first <= next;
-        (next >= self.written && reached && !self.pending.is_empty()).then_some((self.pending_first, &self.pending[..]))
+    /// The records that are in no file yet, for a reader that stands at `next`: the first one's sequence, one past the last one's if no
+    /// more are added to them, and all their bytes. None when there are none, or when others stand before them that are in the
+    /// writer's hand.
+    pub fn tail(&self, next: u64) -> Option<(u64, Option<u64>, &[u8])> {
+        let first = self.hold.front().map_or(self.pending_first, |c| c.first);
+        let reached = self.in_hand == 0 || first <= next;
+        if (next < self.written && !self.segments.is_empty()) || !reached {
+            return None;
+        }
+        match self.hold.at(next) {
+            Some(chunk) => Some((chunk.first, Some(chunk.end), &chunk.bytes)),
+            None => (!self.pending.is_empty()).then_some((self.pending_first, None, &self.pending[..])),
+        }
     }
 
     /// Nothing waits to be written.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.in_hand == 0
+        self.waiting_bytes() == 0
     }
 
     /// A buffer that the writer is done with comes back, so that steady traffic allocates nothing.

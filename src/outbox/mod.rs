@@ -13,8 +13,10 @@
 mod codec;
 mod cursor;
 mod files;
+mod hold;
 mod lane;
 mod loss;
+mod metrics;
 mod peek;
 mod reader;
 mod recover;
@@ -50,7 +52,9 @@ pub const MAX_DESTINATIONS: usize = 16_384;
 /// How safe a record is when its sender is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// In this process's memory; written to disk without waiting for it. A `kill -9` can lose the last milliseconds.
+    /// In this process's memory; written to disk without waiting for it, or only when its destinations have not taken it within
+    /// [`LaneConfig::spill_after`]. A `kill -9` can lose what was accepted in that time (without it, the last milliseconds) and not
+    /// delivered.
     Memory,
     /// On disk, at most this long after it was accepted; one sync serves everyone who came meanwhile.
     Batched(Duration),
@@ -84,6 +88,9 @@ pub struct LaneConfig {
     pub when_full: WhenFull,
     /// Bytes that the lane may use even while the disk is [short](Outbox::hold_growth).
     pub floor_bytes: u64,
+    /// Of a [`Durability::Memory`] lane: how long a record waits in memory for its destinations before it is written; zero writes it
+    /// without waiting. Ignored in other lanes.
+    pub spill_after: Duration,
 }
 
 impl LaneConfig {
@@ -97,6 +104,7 @@ impl LaneConfig {
             ttl: None,
             when_full: WhenFull::Reject,
             floor_bytes: 0,
+            spill_after: Duration::ZERO,
         }
     }
 }
@@ -275,6 +283,12 @@ pub struct LaneStatus {
     pub last_sequence: u64,
     /// Payload bytes accepted since start.
     pub accepted_bytes: u64,
+    /// Bytes of records that wait in memory.
+    pub held_bytes: u64,
+    /// Of a lane with [`LaneConfig::spill_after`]: bytes of records, with overhead, that were written after all, since start.
+    pub spilled_bytes: u64,
+    /// The same of records that all had before they were written.
+    pub spared_bytes: u64,
     /// Records lost to corruption.
     pub corrupt_records: u64,
     /// Why it takes nothing, if so.
@@ -285,8 +299,31 @@ pub struct LaneStatus {
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     bytes_written: AtomicU64,
+    flash_bytes: AtomicU64,
     syncs: AtomicU64,
     sync_failures: AtomicU64,
+}
+
+impl Stats {
+    /// Bytes were written, for which the disk writes so many in whole blocks.
+    pub(crate) fn wrote(&self, bytes: u64, in_blocks: u64) {
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        self.flash_bytes.fetch_add(in_blocks, Ordering::Relaxed);
+    }
+}
+
+/// What the store has written since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteCounts {
+    /// Bytes of segments, their headers and cursors.
+    pub bytes: u64,
+    /// The same in whole blocks of 4 KiB, as often as each is written, with the names of files: what the medium wears by. The file
+    /// system's own journal is not in it.
+    pub flash_bytes: u64,
+    /// Syncs of segments.
+    pub syncs: u64,
+    /// Syncs that failed.
+    pub failed_syncs: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -563,6 +600,7 @@ impl Outbox {
         let cell = self.cell(lane);
         let mut state = cell.lock();
         let largest = writer::segment_bytes(&self.shared.config, &state.config) / 2;
+        let idle = state.is_idle();
         let (mut taken, mut last, mut refused) = (0, 0, None);
         for record in batch {
             match state.append(record, now, largest) {
@@ -577,11 +615,14 @@ impl Outbox {
             }
         }
         let urgent = state.config.durability == Durability::Fsync || state.pending_bytes() > LINGER_BYTES;
+        let wakes = state.wakes_writer(idle);
         drop(state);
         if taken > 0 {
             cell.readable.send_modify(|n| *n += 1);
         }
-        self.shared.signal.raise(urgent);
+        if wakes {
+            self.shared.signal.raise(urgent);
+        }
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
     }
 
@@ -599,7 +640,7 @@ impl Outbox {
     pub fn hold_growth(&self, short: bool) {
         for cell in &self.shared.lanes {
             let mut lane = cell.lock();
-            lane.cap = short.then(|| lane.disk_bytes().max(lane.config.floor_bytes));
+            lane.cap = short.then(|| lane.short_cap());
         }
     }
 
@@ -634,13 +675,18 @@ impl Outbox {
         }
     }
 
-    /// Resolves when the record stands in a file, synced or not.
+    /// Resolves when the record stands in a file, synced or not; one that waits in memory is written for it.
     ///
     /// # Errors
     /// When the lane cannot be written or the store was closed first.
     pub fn written(&self, lane: LaneId, sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
         let cell = self.cell(lane);
-        let name = cell.lock().config.name.clone();
+        let name = {
+            let mut lane = cell.lock();
+            lane.hold.spill(sequence);
+            lane.config.name.clone()
+        };
+        self.shared.signal.raise(true);
         let (mut written, mut progress) = (cell.written.subscribe(), cell.progress.subscribe());
         async move {
             let settled = tokio::select! {
@@ -735,6 +781,9 @@ impl Outbox {
                     segments: lane.segments.len(),
                     last_sequence: lane.next_sequence - 1,
                     accepted_bytes: lane.accepted_bytes,
+                    held_bytes: lane.hold.bytes() as u64,
+                    spilled_bytes: lane.hold.spilled,
+                    spared_bytes: lane.hold.spared,
                     corrupt_records: lane.corrupt_records,
                     failure: lane.failure.clone(),
                 }
@@ -742,11 +791,12 @@ impl Outbox {
             .collect()
     }
 
-    /// Bytes written to segments, syncs done and syncs failed, since start.
+    /// What has been written since start.
     #[must_use]
-    pub fn write_counts(&self) -> (u64, u64, u64) {
+    pub fn write_counts(&self) -> WriteCounts {
         let s = &self.shared.stats;
-        (s.bytes_written.load(Ordering::Relaxed), s.syncs.load(Ordering::Relaxed), s.sync_failures.load(Ordering::Relaxed))
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        WriteCounts { bytes: read(&s.bytes_written), flash_bytes: read(&s.flash_bytes), syncs: read(&s.syncs), failed_syncs: read(&s.sync_failures) }
     }
 
     /// Writes and syncs everything and ends the writer thread. Appending after it is refused as `Busy` at some point and never becomes

@@ -298,14 +298,19 @@ impl Reader {
             if next < lane.written && !lane.segments.is_empty() {
                 return None;
             }
-            let Some((first, bytes)) = lane.tail(next) else {
+            let Some((first, end, bytes)) = lane.tail(next) else {
                 lane.reader_waits |= lane.in_hand > 0;
                 return Some(0);
             };
             let offset = self.tail.filter(|(f, _)| *f == first).map_or(0, |(_, offset)| offset);
             let rest = &bytes[offset..];
             if rest.is_empty() {
-                return Some(0);
+                let Some(end) = end else { return Some(0) };
+                // Its last sequences were dropped at once; more may stand in the next piece.
+                if let Some(place) = lane.places.get_mut(&self.destination) {
+                    place.cursor.set_next(end);
+                }
+                continue;
             }
             let whole = match codec::decode_record(&rest[..rest.len().min(max_bytes.max(READ_BYTES))], largest) {
                 Err(Broken::Incomplete(n)) => n,

@@ -246,8 +246,8 @@ fn recover_lane(
                 manifest.destinations[at].clone_from(&d.name);
             }
         }
-        // A later file with the same or a lower base takes over.
-        while lane.segments.back().is_some_and(|s| s.base >= header.base) {
+        // A later file with the same or a lower base takes over; so does one before which everything is finished.
+        while lane.segments.back().is_some_and(|s| header.fresh || s.base >= header.base) {
             if let Some(superseded) = lane.segments.pop_back() {
                 lane.garbage.push(superseded);
             }
@@ -284,6 +284,7 @@ fn recover_lane(
         }
         lane.next_sequence = next;
         lane.written = next;
+        lane.filed = next;
     }
     if let Some((_, next)) = page.next.iter().find(|(name, _)| *name == lane.config.name) {
         // With segments at hand the page may be older or, after a power cut, newer than them; a gap does no harm, a repeat would.
@@ -318,6 +319,8 @@ fn recover_lane(
         // The same when all that the file knows is finished.
         place.accepted = place.accepted.max(place.cursor.finished());
     }
+    // What stood between the files and here was finished in memory, or went with the process.
+    lane.gap = lane.next_sequence > tail && places.values().all(|p| p.accepted == p.cursor.finished());
     lane.written = lane.next_sequence;
     lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
     lane.places = places;

@@ -130,6 +130,20 @@ impl SimStorage {
         fresh
     }
 
+    /// The disk after the process was killed: everything as it was written.
+    #[must_use]
+    pub fn after_kill(&self) -> Self {
+        let state = self.lock();
+        let mut files = BTreeMap::new();
+        for (path, file) in &state.files {
+            let now = content(file).now.clone();
+            files.insert(path.clone(), Arc::new(Mutex::new(Content { now: now.clone(), durable: now })));
+        }
+        let fresh = Self::default();
+        *fresh.lock() = State { durable_names: files.clone(), files, dirs: state.dirs.clone(), ..State::default() };
+        fresh
+    }
+
     /// Changes bytes on the disk, as a failing medium does.
     pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         if let Some(file) = self.lock().files.get(path) {

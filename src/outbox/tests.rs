@@ -7,6 +7,8 @@ use super::sim::SimStorage;
 use super::*;
 use crate::time::{ManualClock, Timestamp};
 
+mod hold;
+
 const PAYLOAD: usize = 200;
 
 fn config(durability: Durability, quota: u64, when_full: WhenFull) -> OutboxConfig {
@@ -98,14 +100,14 @@ fn a_record_is_readable_at_once_and_durable_only_after_its_sync() {
     assert_eq!(b.outbox.record_id_text(id), "n1/1/default/1");
     let mut reader = b.outbox.reader(b.to, b.lane);
     assert_eq!(b.read(&mut reader), [(1, 1)]);
-    assert!(b.outbox.write_counts().0 == 0 && !b.outbox.is_durable(b.lane, 1), "not even written");
+    assert!(b.outbox.write_counts().bytes == 0 && !b.outbox.is_durable(b.lane, 1), "not even written");
     b.writer.step(false);
     assert!(b.read(&mut reader).is_empty(), "handed out once");
     assert!(!b.outbox.is_durable(b.lane, 1), "written is not synced");
     b.clock.advance(Duration::from_millis(20));
     b.writer.step(false);
     assert!(b.outbox.is_durable(b.lane, 1));
-    let syncs = b.outbox.write_counts().1;
+    let syncs = b.outbox.write_counts().syncs;
     for n in 2..100 {
         b.append(n);
     }
@@ -113,7 +115,7 @@ fn a_record_is_readable_at_once_and_durable_only_after_its_sync() {
     b.writer.step(false);
     b.clock.advance(Duration::from_millis(20));
     b.writer.step(false);
-    assert_eq!(b.outbox.write_counts().1, syncs + 1, "one sync for all of them");
+    assert_eq!(b.outbox.write_counts().syncs, syncs + 1, "one sync for all of them");
 }
 
 #[test]

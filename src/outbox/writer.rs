@@ -16,6 +16,12 @@ use crate::time::Monotonic;
 
 /// Unsynced bytes of a batched lane at which it is synced early; bounds what is kept in memory for a failed sync.
 const MAX_UNSYNCED_BYTES: usize = 1 << 20;
+/// What flash writes at least, and whole multiples of.
+const BLOCK: u64 = 4 << 10;
+/// Cursors that say nothing about a file (a lane that keeps its records in memory) are written this much less often.
+const QUIET: u32 = 300;
+/// Blocks that a new file costs beside its content: its name, its inode, the map of free blocks (measured on ext4).
+const FILE_BLOCKS: u64 = 3;
 /// First and longest wait before a lane that could not be written is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -29,6 +35,18 @@ struct Active {
     end: u64,
     /// End of what a sync has covered.
     synced: u64,
+    /// Blocks before this one have been counted as written to flash.
+    counted: u64,
+}
+
+impl Active {
+    /// Blocks that a write up to `end` makes the disk write, and that have not been counted since the last sync.
+    fn new_blocks(&mut self, end: u64) -> u64 {
+        let through = end.div_ceil(BLOCK);
+        let new = through.saturating_sub(self.counted);
+        self.counted = self.counted.max(through);
+        new
+    }
 }
 
 #[derive(Default)]
@@ -51,15 +69,28 @@ pub(crate) struct Writer {
     lanes: Vec<LaneWriter>,
     page: CursorPage,
     page_due: Option<Monotonic>,
+    /// The cursors that were found know of records that no file has. They have to be safe before a segment counts on them.
+    page_first: bool,
+    /// When what is due late is looked at again: it may have become due sooner.
+    page_look: Monotonic,
     /// How long work that is not urgent waits for more of it.
     linger: Duration,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, generation: u64) -> Self {
+        let page_first = shared.lanes.iter().any(|l| l.lock().knows_more());
         let lanes = shared.lanes.iter().map(|_| LaneWriter::default()).collect();
         let linger = shared.lanes.iter().map(|l| l.lock().config.durability.linger()).filter(|l| !l.is_zero()).min().unwrap_or_default();
-        Self { shared, lanes, page: CursorPage { generation, ..CursorPage::default() }, page_due: None, linger }
+        Self {
+            shared,
+            lanes,
+            page: CursorPage { generation, ..CursorPage::default() },
+            page_due: None,
+            page_first,
+            page_look: Monotonic::default(),
+            linger,
+        }
     }
 
     /// Until closed: waits for work or for a deadline, then steps.
@@ -105,16 +136,21 @@ impl Writer {
         let now = self.shared.clock.monotonic();
         let mut wait: Option<Duration> = None;
         let mut sooner = |d: Duration| wait = Some(wait.map_or(d, |w| w.min(d)));
+        if std::mem::take(&mut self.page_first) {
+            self.write_page(true);
+        }
         for at in 0..self.lanes.len() {
             if let Some(d) = self.step_lane(at, now, last) {
                 sooner(d);
             }
         }
         let mut garbage: Vec<Segment> = Vec::new();
-        for cell in &self.shared.lanes {
+        for (cell, writer) in self.shared.lanes.iter().zip(&self.lanes) {
             let mut lane = cell.lock();
             let wall = self.shared.clock.now();
-            lane.trim(wall, 1);
+            // Nothing is written to the last segment any more once everything was finished in memory.
+            let keep = usize::from(!lane.gap || writer.active.is_some());
+            lane.trim(wall, keep);
             garbage.append(&mut lane.garbage);
         }
         // Cursors go first, so that a restart in between counts the removed records as what they became.
@@ -126,8 +162,8 @@ impl Writer {
         for segment in garbage {
             self.remove(&segment);
         }
-        if self.page_due.is_none() && !last && self.page_changed() {
-            self.page_due = Some(now.plus(self.shared.config.cursor_interval));
+        if !last {
+            self.schedule_page(now);
         }
         if let Some(due) = self.page_due {
             sooner(due.since(now));
@@ -144,6 +180,7 @@ impl Writer {
 
     fn step_lane(&mut self, at: usize, now: Monotonic, last: bool) -> Option<Duration> {
         let durability = self.shared.lanes[at].lock().config.durability;
+        let in_queue = self.shared.clock.now();
         if let Some(retry_at) = self.lanes[at].retry_at
             && now < retry_at
             && !last
@@ -153,12 +190,14 @@ impl Writer {
         let mut moved = false;
         let mut failure: Option<io::Error> = None;
         loop {
-            let chunk = match self.lanes[at].stuck.pop_front() {
-                Some(chunk) => chunk,
-                None => match self.shared.lanes[at].lock().take_pending() {
-                    Some(chunk) => chunk,
-                    None => break,
-                },
+            let before = self.shared.lanes[at].lock().written;
+            let next = match self.lanes[at].stuck.pop_front() {
+                Some(chunk) => Some(chunk),
+                None => self.shared.lanes[at].lock().take_pending(in_queue, last),
+            };
+            let Some(chunk) = next else {
+                moved |= self.shared.lanes[at].lock().written != before;
+                break;
             };
             match self.write(at, &chunk) {
                 Ok(()) => {
@@ -174,13 +213,15 @@ impl Writer {
                 Err(error) => {
                     // A failed sync may have put older ones there.
                     let stuck = &mut self.lanes[at].stuck;
-                    stuck.insert(stuck.partition_point(|c| c.first < chunk.first), chunk);
+                    if let Some(chunk) = self.shared.lanes[at].lock().take_back(chunk) {
+                        stuck.insert(stuck.partition_point(|c| c.first < chunk.first), chunk);
+                    }
                     failure = Some(error);
                     break;
                 }
             }
         }
-        let mut wait = None;
+        let mut wait = self.shared.lanes[at].lock().look_again();
         if failure.is_none() && !self.lanes[at].unsynced.is_empty() {
             let due = match durability {
                 Durability::Memory => None,
@@ -199,7 +240,8 @@ impl Writer {
             }
             moved = true;
         }
-        if last && failure.is_none() {
+        let gap = self.shared.lanes[at].lock().gap;
+        if (last || gap) && failure.is_none() {
             failure = self.seal(at).err();
         }
         let writer = &mut self.lanes[at];
@@ -246,7 +288,8 @@ impl Writer {
     fn write(&mut self, at: usize, chunk: &Chunk) -> io::Result<()> {
         let config = self.shared.lanes[at].lock().config.clone();
         let limit = segment_bytes(&self.shared.config, &config);
-        if self.lanes[at].active.as_ref().is_some_and(|a| a.end + chunk.bytes.len() as u64 > limit) {
+        let gap = self.shared.lanes[at].lock().gap;
+        if gap || self.lanes[at].active.as_ref().is_some_and(|a| a.end + chunk.bytes.len() as u64 > limit) {
             self.seal(at)?;
         }
         loop {
@@ -277,10 +320,11 @@ impl Writer {
         active.file.write_at(active.end, &chunk.bytes)?;
         active.end += chunk.bytes.len() as u64;
         let end = active.end;
-        self.shared.stats.bytes_written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        self.shared.stats.wrote(chunk.bytes.len() as u64, BLOCK * active.new_blocks(end));
         let mut lane = self.shared.lanes[at].lock();
         lane.in_hand = lane.in_hand.saturating_sub(chunk.bytes.len());
         lane.written = lane.written.max(chunk.end);
+        lane.filed = lane.filed.max(chunk.end);
         lane.written_accepted = chunk.accepted_after.clone();
         if let Some(segment) = lane.segments.back_mut() {
             segment.data_end = end;
@@ -293,12 +337,14 @@ impl Writer {
         let names = self.shared.manifest.lock().unwrap_or_else(PoisonError::into_inner).destinations.clone();
         let lane_name = self.shared.lanes[at].lock().config.name.clone();
         let created = self.shared.clock.now();
+        let fresh = self.shared.lanes[at].lock().gap;
         let header = codec::encode_header(&Header {
             epoch: self.shared.epoch,
             base: chunk.first,
             created,
             lane: lane_name.clone(),
             destinations: Lane::header_destinations(chunk, &names),
+            fresh,
         });
         let room = {
             let lane = self.shared.lanes[at].lock();
@@ -314,8 +360,10 @@ impl Writer {
             let _ = self.shared.storage.remove(&path);
             return Err(e);
         }
-        self.shared.stats.bytes_written.fetch_add(header.len() as u64, Ordering::Relaxed);
+        let mut active = Active { file: file.clone(), end: header.len() as u64, synced: header.len() as u64, counted: 0 };
+        self.shared.stats.wrote(header.len() as u64, BLOCK * (active.new_blocks(header.len() as u64) + FILE_BLOCKS));
         let mut lane = self.shared.lanes[at].lock();
+        lane.gap = false;
         // After a failed sync the new segment takes over from where the old one is no longer trusted.
         while lane.segments.back().is_some_and(|s| s.base >= chunk.first) {
             if let Some(superseded) = lane.segments.pop_back() {
@@ -335,7 +383,7 @@ impl Writer {
             accepted_before: chunk.accepted_before.clone(),
             corrupt: false,
         });
-        self.lanes[at].active = Some(Active { file, end: header.len() as u64, synced: header.len() as u64 });
+        self.lanes[at].active = Some(active);
         Ok(())
     }
 
@@ -347,6 +395,8 @@ impl Writer {
         match active.file.sync() {
             Ok(()) => {
                 active.synced = active.end;
+                // The last block is written again with what follows.
+                active.counted = active.end / BLOCK;
                 let writer = &mut self.lanes[at];
                 writer.unsynced_since = None;
                 let done = std::mem::take(&mut writer.unsynced);
@@ -426,8 +476,36 @@ impl Writer {
         page
     }
 
-    fn page_changed(&self) -> bool {
-        self.current_page() != self.page
+    /// Decides when cursors are written next: within `cursor_interval` if they say what need not be read from a file again, far later
+    /// if they tell of records that no file has.
+    fn schedule_page(&mut self, now: Monotonic) {
+        let interval = self.shared.config.cursor_interval;
+        if self.page_due.is_some() && now < self.page_look {
+            return;
+        }
+        let page = self.current_page();
+        let due = if page == self.page {
+            return;
+        } else if self.is_quiet(&page) {
+            now.plus(interval * QUIET)
+        } else {
+            now.plus(interval)
+        };
+        self.page_look = now.plus(interval);
+        self.page_due = Some(self.page_due.map_or(due, |before| before.min(due)));
+    }
+
+    /// Whether all that differs from the page on disk is about records that are in no file: losing it repeats nothing.
+    fn is_quiet(&self, page: &CursorPage) -> bool {
+        self.shared.lanes.iter().all(|cell| {
+            let lane = cell.lock();
+            let name = &lane.config.name;
+            let entry_of = |page: &'_ CursorPage, destination| page.entries.iter().position(|e| e.lane == *name && e.destination == destination);
+            page.entries.iter().filter(|e| e.lane == *name).all(|new| {
+                let old = entry_of(&self.page, new.destination).map(|at| &self.page.entries[at]);
+                old == Some(new) || (lane.holds() && old.is_some_and(|old| old.low >= lane.filed))
+            }) && (lane.holds() || page.next.iter().find(|(n, _)| n == name) == self.page.next.iter().find(|(n, _)| n == name))
+        })
     }
 
     fn write_page(&mut self, durable: bool) {
@@ -437,8 +515,13 @@ impl Writer {
         }
         page.generation += 1;
         let path: PathBuf = self.shared.config.dir.join(recover::CURSORS[(page.generation % 2) as usize]);
-        match self.shared.storage.replace(&path, &files::encode(&page), durable) {
-            Ok(()) => self.page = page,
+        let bytes = files::encode(&page);
+        match self.shared.storage.replace(&path, &bytes, durable) {
+            Ok(()) => {
+                let bytes = bytes.len() as u64;
+                self.shared.stats.wrote(bytes, BLOCK * (bytes.div_ceil(BLOCK) + FILE_BLOCKS));
+                self.page = page;
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), error = %error, "cursors could not be written; after a restart some records are sent again")
             }

@@ -20,6 +20,10 @@ use crate::units;
 pub const DEFAULT_QUOTA_BYTES: u64 = 128 << 20;
 const DEFAULT_TTL: Duration = Duration::from_secs(7 * 86_400);
 const DEFAULT_BATCH: Duration = Duration::from_millis(20);
+/// How long records of a memory lane wait in memory unless said.
+const DEFAULT_SPILL: Duration = Duration::from_secs(2);
+const SHORTEST_SPILL: Duration = Duration::from_millis(100);
+const LONGEST_SPILL: Duration = Duration::from_secs(3_600);
 
 pub(super) fn read(document: &Node, kind: &str, name: &str, resources: &mut Resources, findings: &mut Findings<'_>) {
     let mut top = Fields::new(document, "", findings);
@@ -118,6 +122,21 @@ pub(crate) fn parse_durability(text: &str) -> Result<Durability, String> {
     }
 }
 
+fn spill_after(fields: &mut Fields<'_>, durability: Durability, findings: &mut Findings<'_>) -> Duration {
+    let key = fields.key("spillAfter");
+    let Some((text, line)) = fields.text("spillAfter", findings) else {
+        return if durability == Durability::Memory { DEFAULT_SPILL } else { Duration::ZERO };
+    };
+    let time = units::parse_duration(&text).ok().filter(|t| t.is_zero() || (SHORTEST_SPILL..=LONGEST_SPILL).contains(t));
+    if time.is_none() {
+        findings.add(Severity::Error, line, &key, format!("found {text:?}; accepted is 0, or a time from 100ms to 1h"));
+    }
+    if durability != Durability::Memory {
+        findings.add(Severity::Error, line, &key, "is for durability: memory: records of other lanes are written before their sender is answered");
+    }
+    time.unwrap_or(DEFAULT_SPILL)
+}
+
 fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec> {
     let name = fields.require("name", "letters, digits and dashes", findings).and_then(|(text, line)| {
         let valid = !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -153,8 +172,9 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
     }
     let strict = fields.flag("strict", false, findings);
     let floor_bytes = fields.size("floor", 0, 0..=quota_bytes, findings);
+    let spill_after = spill_after(&mut fields, durability, findings);
     fields.finish(findings);
-    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes })
+    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes, spill_after })
 }
 
 fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {

@@ -235,6 +235,8 @@ pub struct LaneSpec {
     pub strict: bool,
     /// Bytes that it may use while the disk is short.
     pub floor_bytes: u64,
+    /// Of a memory lane: how long a record waits in memory for its destinations before it is written; zero = not at all.
+    pub spill_after: Duration,
 }
 
 /// `spec.drain` of a forwarding.

@@ -115,3 +115,24 @@ fn an_escape_policy_names_the_keys_that_seal() {
         assert!(r.problems.iter().any(|p| p.to_string() == problem), "{problem}\nin\n{:?}", r.problems);
     }
 }
+
+fn lanes(text: &str) -> Resources {
+    load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n  lanes:\n{text}"))
+}
+
+#[test]
+fn memory_lanes_hold_records_back_for_a_time_that_can_be_set() {
+    let r = lanes(concat!(
+        "    - {name: a, match: [a], durability: memory}\n",
+        "    - {name: b, match: [b], durability: memory, spillAfter: 500ms}\n",
+        "    - {name: c, match: [c], durability: memory, spillAfter: 0}\n",
+        "    - {name: d, match: [d]}\n",
+    ));
+    assert_eq!(r.problems, []);
+    let times: Vec<u128> = r.forwardings[0].lanes.iter().map(|l| l.spill_after.as_millis()).collect();
+    assert_eq!(times, [2_000, 500, 0, 0]);
+    let r = lanes("    - {name: a, match: [a], durability: memory, spillAfter: 5ms}\n    - {name: b, match: [b], spillAfter: 2s}\n");
+    let all: Vec<String> = r.problems.iter().map(ToString::to_string).collect();
+    assert!(all[0].contains("a.yaml:6: spec.lanes[0].spillAfter found \"5ms\"; accepted is 0, or a time from 100ms to 1h"), "{all:?}");
+    assert!(all[1].contains("a.yaml:7: spec.lanes[1].spillAfter is for durability: memory"), "{all:?}");
+}

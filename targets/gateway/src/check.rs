@@ -60,6 +60,13 @@ pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {
         // 200 bytes of payload cost about 260 on disk (decision record 0001).
         let hours = lane.quota_bytes as f64 / 260.0 / 10.0 / 3600.0;
         println!("lane {}: {} MiB hold about {hours:.0} hours of an outage at 10 messages of 200 bytes a second", lane.name, lane.quota_bytes >> 20);
+        if !lane.spill_after.is_zero() {
+            println!(
+                "lane {}: a kill or power cut loses what was accepted in the last {:.1} s and not delivered; on a healthy link nothing is written",
+                lane.name,
+                lane.spill_after.as_secs_f64()
+            );
+        }
     }
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
