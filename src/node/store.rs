@@ -80,19 +80,7 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
     let mut lanes: Vec<LaneConfig> = Vec::new();
     for spec in resources.forwardings.iter().flat_map(|f| &f.lanes) {
         if lanes.iter().all(|l| l.name != spec.name) {
-<<<<<<< HEAD
             lanes.push(lane(spec));
-=======
-            lanes.push(LaneConfig {
-                name: spec.name.clone(),
-                durability: spec.durability,
-                quota_bytes: spec.quota_bytes,
-                ttl: spec.ttl,
-                when_full: spec.when_full,
-                floor_bytes: spec.floor_bytes,
-                spill_after: spec.spill_after,
-            });
->>>>>>> 98f2c37
         }
     }
     lanes.push(LaneConfig { quota_bytes: QUARANTINE_BYTES, when_full: WhenFull::DropOldest, ..LaneConfig::new(QUARANTINE) });
