@@ -314,7 +314,7 @@ impl Escape {
                 let _ = answer.send(said);
             }
         }
-        self.save();
+        self.save().await;
     }
 
     async fn obey(&mut self, order: EscapeOrder) -> Value {
@@ -332,7 +332,7 @@ impl Escape {
         let actions = self.machine.step(self.at.clock.monotonic(), event);
         self.act(actions).await;
         self.order_links();
-        self.save();
+        self.save().await;
         self.refresh_view();
         self.view.borrow().to_json()
     }
@@ -412,7 +412,6 @@ impl Escape {
             })
             .collect();
         let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short }));
-        let changed = !actions.is_empty();
         match self.machine.offline_for(now) {
             None => self.books_at_loss = None,
             Some(_) if self.books_at_loss.is_none() => self.books_at_loss = Some(self.books()),
@@ -423,8 +422,8 @@ impl Escape {
         let told = self.tell_losses(now).await;
         self.order_links();
         self.refresh_view();
-        if changed || told || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
-            self.save();
+        if told || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
+            self.save().await;
         }
     }
 
@@ -454,9 +453,14 @@ impl Escape {
     }
 
     async fn act(&mut self, actions: ModeActions) {
+        let mut changes = Vec::new();
+        let anything = !actions.is_empty();
         for action in actions {
             match action {
-                ModeAction::Changed { from, to } => self.changed(from, to).await,
+                ModeAction::Changed { from, to } => {
+                    self.note_change(to);
+                    changes.push((from, to));
+                }
                 ModeAction::OutageBegan(since) => {
                     let (now, wall) = (self.at.clock.monotonic(), self.at.clock.now());
                     let started = Timestamp(wall.0.saturating_sub(u64::try_from(now.since(since).as_millis()).unwrap_or(0)));
@@ -471,6 +475,13 @@ impl Escape {
                 // Told to the links with everything else.
                 ModeAction::Fence(_) => {}
             }
+        }
+        // Kept before anybody is told: a box that is killed now begins in the mode that it has told.
+        if anything {
+            self.save().await;
+        }
+        for (from, to) in changes {
+            self.changed(from, to).await;
         }
     }
 
@@ -570,14 +581,17 @@ impl Escape {
         true
     }
 
-    async fn changed(&mut self, from: Mode, to: Mode) {
+    fn note_change(&mut self, to: Mode) {
         let wall = self.at.clock.now();
         self.kept.mode_since = wall.0;
-        self.meters.show(to);
-        self.meters.changes.get_or_create(&ModeLabel { mode: to.as_str() }).inc();
         if let Some(outage) = &mut self.kept.outage {
             outage.mode(wall, to);
         }
+    }
+
+    async fn changed(&mut self, from: Mode, to: Mode) {
+        self.meters.show(to);
+        self.meters.changes.get_or_create(&ModeLabel { mode: to.as_str() }).inc();
         self.refresh_view();
         let cause = self.view.borrow().cause.map_or("none", LinkCause::as_str);
         if to.is_island() {
@@ -622,12 +636,20 @@ impl Escape {
         self.kept.reports.truncate(REPORTS);
     }
 
-    fn save(&mut self) {
+    /// The event loop goes on meanwhile, however slow the disk is.
+    async fn save(&mut self) {
         let now = self.at.clock.monotonic();
         self.saved_at = now;
         self.kept.mode = Some(self.machine.saved(now));
         let path = self.at.dir.join("escape.json");
-        let saved = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other).and_then(|b| self.at.storage.replace(&path, &b, true));
+        let saved = match serde_json::to_vec_pretty(&self.kept) {
+            Ok(bytes) => {
+                let (storage, to) = (self.at.storage.clone(), path.clone());
+                let replaced = tokio::task::spawn_blocking(move || storage.replace(&to, &bytes, true));
+                replaced.await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+            }
+            Err(error) => Err(std::io::Error::other(error)),
+        };
         if let Err(error) = saved {
             tracing::warn!(path = %path.display(), %error, "the mode could not be saved; a restart would begin it anew");
         }
