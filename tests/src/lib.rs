@@ -4,13 +4,15 @@
 #![allow(clippy::unwrap_used)] // test support: a failure here is a failed test
 
 pub mod http;
+pub mod interposer;
 pub mod ledger;
 pub mod mqtt;
 pub mod mqtt5;
+pub mod names;
 pub mod proxy;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -58,6 +60,27 @@ pub fn mosquitto_binary() -> &'static str {
     binary.expect("mosquitto is installed (tests/run does that)")
 }
 
+/// A program as it is started by a wrapping command, which takes it and its arguments and replaces itself by it.
+#[must_use]
+pub fn wrapped(wrapper: &[String], program: &Path) -> Command {
+    match wrapper.split_first() {
+        None => Command::new(program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    }
+}
+
+/// A number of `/proc/PID/status` in KiB: `VmRSS` (resident), `VmHWM` (the most that it was). 0 when there is no such process.
+#[must_use]
+pub fn memory(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+}
+
 /// Sends a signal to a process.
 ///
 /// # Panics
@@ -100,14 +123,25 @@ impl Mosquitto {
     /// When there is no mosquitto on this machine.
     #[must_use]
     pub fn with(more: &str) -> Self {
+        Self::run(more, &[], Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same by a wrapping command, which leads to another place of the network: there it listens at this address.
+    ///
+    /// # Panics
+    /// When there is no mosquitto on this machine.
+    #[must_use]
+    pub fn run(more: &str, wrapper: &[String], address: Ipv4Addr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = folder.path().join("mosquitto.conf");
-        let settings = format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n{more}");
+        let bind = if wrapper.is_empty() { "127.0.0.1" } else { "0.0.0.0" };
+        let settings = format!("listener {port} {bind}\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n{more}");
         std::fs::write(&config, settings).unwrap();
-        let process = Command::new(mosquitto_binary()).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let process =
+            wrapped(wrapper, Path::new(mosquitto_binary())).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let this = Self { port, process: Guard(process), _folder: folder };
-        eventually(Duration::from_secs(10), "mosquitto accepts", || accepts(port));
+        eventually(Duration::from_secs(10), "mosquitto accepts", || TcpStream::connect((address, port)).is_ok());
         this
     }
 
@@ -135,6 +169,8 @@ pub struct Place {
     pub flags: Vec<String>,
     /// Environment variables beside those of the test.
     pub environment: Vec<(String, String)>,
+    /// A command that starts the node, with its arguments; most often none.
+    pub wrapper: Vec<String>,
 }
 
 impl Place {
@@ -148,7 +184,7 @@ impl Place {
         for name in ["dapr-http-port", "dapr-grpc-port", "metrics-port"] {
             flags.push(format!("--{name}={}", free_port()));
         }
-        Self { folder, flags, environment: Vec::new() }
+        Self { folder, flags, environment: Vec::new(), wrapper: Vec::new() }
     }
 
     /// The data folder.
@@ -231,7 +267,7 @@ pub struct Node {
 
 impl Node {
     fn start(place: &Place) -> Self {
-        Self::launch(place, Command::new(binary()))
+        Self::launch(place, wrapped(&place.wrapper, &binary()))
     }
 
     /// `command` is the binary, or what starts it with the arguments that follow.
@@ -304,6 +340,12 @@ impl Node {
         let status = self.status();
         let found = status["upstreams"].as_array().unwrap().iter().find(|u| u["name"] == upstream).cloned();
         found.map(|u| u["state"].as_str().unwrap().to_owned()).unwrap_or_default()
+    }
+
+    /// The mode of the box.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        self.status()["mode"]["mode"].as_str().unwrap_or_default().to_owned()
     }
 
     /// Its process.

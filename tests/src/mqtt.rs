@@ -1,7 +1,7 @@
 //! A small MQTT 3.1.1 client for tests, independent of the product's own code: blocking, one thread.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A connection.
@@ -41,7 +41,15 @@ impl Client {
     /// # Errors
     /// When the server cannot be reached or refuses.
     pub fn connect(port: u16, client_id: &str, clean: bool) -> io::Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        Self::connect_to(([127, 0, 0, 1], port).into(), client_id, clean)
+    }
+
+    /// Connects to another address.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    pub fn connect_to(server: SocketAddr, client_id: &str, clean: bool) -> io::Result<Self> {
+        let stream = TcpStream::connect(server)?;
         stream.set_nodelay(true)?;
         let mut body = Vec::new();
         text(&mut body, "MQTT");

@@ -24,6 +24,27 @@ pub enum Fault {
     Delay = 5,
     /// Passes 1 KiB a second.
     Throttle = 6,
+    /// Passes everything five seconds later.
+    LongDelay = 7,
+    /// Ends what comes from the peer in an orderly way (FIN), new connections at once; goes on to read, and throws it away.
+    Finish = 8,
+}
+
+impl Fault {
+    fn delay(fault: u8) -> Option<Duration> {
+        match fault {
+            f if f == Self::Delay as u8 => Some(Duration::from_secs(2)),
+            f if f == Self::LongDelay as u8 => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
+}
+
+/// The two ends of a connection, and whether its peer has vanished.
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+    abandoned: Arc<AtomicBool>,
 }
 
 /// The proxy; ends with the test.
@@ -31,7 +52,7 @@ pub struct Proxy {
     /// Its port.
     pub port: u16,
     fault: Arc<AtomicU8>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    open: Arc<Mutex<Vec<Connection>>>,
     ended: Arc<AtomicBool>,
 }
 
@@ -61,10 +82,15 @@ impl Proxy {
                     let _ = stream.set_nodelay(true);
                     let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
                 }
-                o.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                let abandoned = Arc::new(AtomicBool::new(false));
+                if f.load(Ordering::Relaxed) == Fault::Finish as u8 {
+                    let _ = client.shutdown(Shutdown::Write);
+                }
+                let (near, far) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                o.lock().unwrap().push(Connection { client: near, server: far, abandoned: abandoned.clone() });
                 for (from, to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
-                    let fault = f.clone();
-                    std::thread::spawn(move || carry(from, to, &fault));
+                    let (fault, abandoned) = (f.clone(), abandoned.clone());
+                    std::thread::spawn(move || carry(from, to, &fault, &abandoned));
                 }
             }
         });
@@ -76,18 +102,37 @@ impl Proxy {
         self.fault.store(fault as u8, Ordering::Relaxed);
         match fault {
             Fault::Refuse => self.cut(),
-            Fault::Reset => self.open.lock().unwrap().drain(..).for_each(|stream| {
-                reset(&stream);
-                let _ = stream.shutdown(Shutdown::Both);
-            }),
+            Fault::Reset => {
+                for connection in self.open.lock().unwrap().drain(..) {
+                    for stream in [&connection.client, &connection.server] {
+                        reset(stream);
+                        let _ = stream.shutdown(Shutdown::Both);
+                    }
+                }
+            }
+            Fault::Finish => {
+                for connection in &*self.open.lock().unwrap() {
+                    let _ = connection.client.shutdown(Shutdown::Write);
+                }
+            }
             _ => {}
         }
     }
 
     /// Ends every open connection.
     pub fn cut(&self) {
-        for stream in self.open.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+        for connection in self.open.lock().unwrap().drain(..) {
+            for stream in [&connection.client, &connection.server] {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// The peers of all open connections vanish: they know nothing of them any more, and nobody is told. New connections work.
+    pub fn abandon(&self) {
+        for connection in self.open.lock().unwrap().iter() {
+            connection.abandoned.store(true, Ordering::Relaxed);
+            let _ = connection.server.shutdown(Shutdown::Both);
         }
     }
 }
@@ -107,7 +152,7 @@ fn reset(stream: &TcpStream) {
     linger.expect("the option is known");
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8) {
+fn carry(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8, abandoned: &AtomicBool) {
     let mut buffer = [0; 16 << 10];
     let mut late: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
@@ -127,12 +172,24 @@ fn carry(mut from: TcpStream, mut to: TcpStream, fault: &AtomicU8) {
             std::thread::sleep(Duration::from_millis(100));
         }
         let most = if throttled { 102 } else { buffer.len() };
-        match from.read(&mut buffer[..most]) {
+        let read = from.read(&mut buffer[..most]);
+        if abandoned.load(Ordering::Relaxed) {
+            // One side is closed already; the other is left as it is until the box closes it.
+            match read {
+                Ok(n) if n > 0 => continue,
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => continue,
+                _ => return,
+            }
+        }
+        match read {
             Ok(0) => break,
             Ok(n) => match fault.load(Ordering::Relaxed) {
-                fault if fault == Fault::Swallow as u8 => {}
-                fault if fault == Fault::Delay as u8 || !late.is_empty() => {
-                    late.push_back((Instant::now() + Duration::from_secs(2), buffer[..n].to_vec()));
+                fault if fault == Fault::Swallow as u8 || fault == Fault::Finish as u8 => {}
+                fault if Fault::delay(fault).is_some() || !late.is_empty() => {
+                    let due = Instant::now() + Fault::delay(fault).unwrap_or_default();
+                    // In order, also when the delay has just ended.
+                    let due = late.back().map_or(due, |(last, _)| due.max(*last));
+                    late.push_back((due, buffer[..n].to_vec()));
                 }
                 _ => {
                     if to.write_all(&buffer[..n]).is_err() {
