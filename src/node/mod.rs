@@ -186,7 +186,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -237,6 +237,8 @@ impl NodeStatus {
             status["flash"] = json!({
                 "bytesWritten": written.bytes, "flashBytes": written.flash_bytes, "syncs": written.syncs, "failedSyncs": written.failed_syncs,
             });
+            let (compactions, saved, aggregated) = outbox.compaction_counts();
+            status["compaction"] = json!({"segments": compactions, "bytesSaved": saved, "aggregated": aggregated});
         }
         status
     }

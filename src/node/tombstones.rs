@@ -63,7 +63,11 @@ impl Ranges {
             if *d != destination || *lane != row.lane {
                 return true;
             }
-            let column = usize::from(*reason != LossReason::Expired);
+            let column = match reason {
+                LossReason::Expired => 0,
+                LossReason::Aggregated => 2,
+                _ => 1,
+            };
             // What the ledger does not know yet waits for it.
             if loss.count > missing[column] {
                 return true;

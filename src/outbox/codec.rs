@@ -6,8 +6,10 @@ use super::{DestinationId, NewRecord};
 use crate::message::Attributes;
 use crate::time::Timestamp;
 
-/// First bytes of every segment.
+/// First bytes of a segment as it was written.
 pub(crate) const MAGIC: &[u8; 8] = b"SLVGSEG\x01";
+/// First bytes of a segment whose header has sections after the fields that all have (decision record 0009).
+pub(crate) const MAGIC_SECTIONS: &[u8; 8] = b"SLVGSEG\x02";
 /// Bytes before a record's body: length and checksum.
 pub(crate) const FRAME_BYTES: usize = 8;
 /// Largest header that is read back: 4,096 destinations with long names would pass it, so names are bounded as well.
@@ -17,6 +19,9 @@ const HEADER_FRESH: u8 = 1;
 const FLAG_RETAIN: u8 = 1 << 2;
 const FLAG_TTL: u8 = 1 << 3;
 const FLAG_ATTRIBUTES: u8 = 1 << 4;
+const FLAG_AGGREGATE: u8 = 1 << 5;
+
+const SECTION_COMPACTED: u8 = 1;
 
 /// Cumulative count of records accepted for a destination before a segment's first record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +29,40 @@ pub(crate) struct AcceptedBefore {
     pub id: DestinationId,
     pub name: String,
     pub accepted: u64,
+}
+
+/// What a compacted segment says of the records that stood in its range and do not stand in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Compacted {
+    /// Grows with every compaction of the lane: tells whether a cursor page knows of it.
+    pub mark: u64,
+    /// One past the last sequence of the range.
+    pub end: u64,
+    /// How far it has been downsampled: 0 for not at all, else the number of the window in the lane's list, from 1.
+    pub level: u8,
+    /// From which sequence on records are of which epoch; at least one, in order.
+    pub epochs: Vec<(u64, u32)>,
+    /// What became of the records of each destination that had any in the range.
+    pub gone: Vec<Gone>,
+}
+
+/// Of one destination's records in the range of a compacted segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone {
+    pub id: DestinationId,
+    /// It had finished them when the segment was compacted.
+    pub finished: u64,
+    /// Merged into others.
+    pub aggregated: u64,
+    /// They stand in the file.
+    pub left: u64,
+}
+
+impl Gone {
+    /// Records that do not stand in the file.
+    pub fn count(&self) -> u64 {
+        self.finished + self.aggregated
+    }
 }
 
 /// A segment's header.
@@ -36,6 +75,7 @@ pub(crate) struct Header {
     pub destinations: Vec<AcceptedBefore>,
     /// Every record before this segment is finished, whatever earlier segments and cursors say.
     pub fresh: bool,
+    pub compacted: Option<Compacted>,
 }
 
 /// Why bytes are not what they should be.
@@ -141,9 +181,18 @@ fn unseal(bytes: &[u8], max: usize) -> Result<(&[u8], usize), Broken> {
     Ok((body, FRAME_BYTES + length))
 }
 
-/// The header's bytes, magic included.
+fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write(out);
+    let length = (out.len() - start - 4) as u32;
+    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// The header's bytes, magic included. Two headers that differ in numbers alone are of the same length.
 pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
-    let mut out = MAGIC.to_vec();
+    let mut out = if header.compacted.is_some() { MAGIC_SECTIONS.to_vec() } else { MAGIC.to_vec() };
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_BYTES]);
     out.extend_from_slice(&header.epoch.to_le_bytes());
@@ -156,11 +205,44 @@ pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
         out.extend_from_slice(&d.accepted.to_le_bytes());
         put16(&mut out, d.name.as_bytes());
     }
-    if header.fresh {
-        out.push(HEADER_FRESH);
+    if header.compacted.is_some() || header.fresh {
+        out.push(if header.fresh { HEADER_FRESH } else { 0 });
+    }
+    if let Some(c) = &header.compacted {
+        section(&mut out, SECTION_COMPACTED, |out| {
+            out.extend_from_slice(&c.mark.to_le_bytes());
+            out.extend_from_slice(&c.end.to_le_bytes());
+            out.push(c.level);
+            out.extend_from_slice(&(c.epochs.len() as u16).to_le_bytes());
+            for (first, epoch) in &c.epochs {
+                out.extend_from_slice(&first.to_le_bytes());
+                out.extend_from_slice(&epoch.to_le_bytes());
+            }
+            out.extend_from_slice(&(c.gone.len() as u16).to_le_bytes());
+            for g in &c.gone {
+                out.extend_from_slice(&g.id.0.to_le_bytes());
+                for count in [g.finished, g.aggregated, g.left] {
+                    out.extend_from_slice(&count.to_le_bytes());
+                }
+            }
+        });
     }
     seal(&mut out, start);
     out
+}
+
+fn decode_compacted(bytes: &[u8]) -> Result<Compacted, Broken> {
+    let mut fields = Fields(bytes);
+    let (mark, end, level) = (fields.u64()?, fields.u64()?, fields.u8()?);
+    let mut epochs = Vec::new();
+    for _ in 0..fields.u16()? {
+        epochs.push((fields.u64()?, fields.u32()?));
+    }
+    let mut gone = Vec::new();
+    for _ in 0..fields.u16()? {
+        gone.push(Gone { id: DestinationId(fields.u16()?), finished: fields.u64()?, aggregated: fields.u64()?, left: fields.u64()? });
+    }
+    if epochs.is_empty() { Err(Broken::Corrupt) } else { Ok(Compacted { mark, end, level, epochs, gone }) }
 }
 
 /// The header and its length.
@@ -168,7 +250,8 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<(Header, usize), Broken> {
     if bytes.len() < MAGIC.len() + FRAME_BYTES {
         return Err(Broken::Incomplete(MAGIC.len() + FRAME_BYTES));
     }
-    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Broken::Corrupt) };
+    let sections = bytes.starts_with(MAGIC_SECTIONS);
+    let Some(rest) = bytes.strip_prefix(if sections { MAGIC_SECTIONS } else { MAGIC }) else { return Err(Broken::Corrupt) };
     let (body, length) = unseal(rest, MAX_HEADER_BYTES).map_err(|e| match e {
         Broken::Incomplete(n) => Broken::Incomplete(n + MAGIC.len()),
         other => other,
@@ -183,7 +266,17 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<(Header, usize), Broken> {
         destinations.push(AcceptedBefore { id, accepted, name: fields.text16()?.to_owned() });
     }
     let flags = if fields.0.is_empty() { 0 } else { fields.u8()? };
-    Ok((Header { epoch, base, created, lane, destinations, fresh: flags & HEADER_FRESH != 0 }, MAGIC.len() + length))
+    let mut compacted = None;
+    while sections && !fields.0.is_empty() {
+        let (tag, length) = (fields.u8()?, fields.u32()?);
+        let bytes = fields.take(length as usize)?;
+        match tag {
+            SECTION_COMPACTED => compacted = Some(decode_compacted(bytes)?),
+            // What it means is not known here, so what follows cannot be trusted to mean what it seems to.
+            _ => return Err(Broken::Corrupt),
+        }
+    }
+    Ok((Header { epoch, base, created, lane, destinations, fresh: flags & HEADER_FRESH != 0, compacted }, MAGIC.len() + length))
 }
 
 /// Upper bound of the bytes that a record takes in a segment.
@@ -211,6 +304,11 @@ pub(crate) fn record_bytes(record: &NewRecord<'_>) -> usize {
 
 /// Appends one record to `out`.
 pub(crate) fn encode_record(out: &mut Vec<u8>, sequence: u64, accepted_at: Timestamp, record: &NewRecord<'_>) {
+    encode_rewritten(out, sequence, accepted_at, record, false);
+}
+
+/// Appends a record that compaction has written anew, an aggregate of others or one with fewer destinations.
+pub(crate) fn encode_rewritten(out: &mut Vec<u8>, sequence: u64, accepted_at: Timestamp, record: &NewRecord<'_>, aggregate: bool) {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_BYTES]);
     out.extend_from_slice(&sequence.to_le_bytes());
@@ -220,6 +318,7 @@ pub(crate) fn encode_record(out: &mut Vec<u8>, sequence: u64, accepted_at: Times
     let flags = (record.qos & 3)
         | if record.retain { FLAG_RETAIN } else { 0 }
         | if record.ttl_seconds.is_some() { FLAG_TTL } else { 0 }
+        | if aggregate { FLAG_AGGREGATE } else { 0 }
         | if plain { 0 } else { FLAG_ATTRIBUTES };
     out.push(flags);
     if let Some(ttl) = record.ttl_seconds {
@@ -257,6 +356,8 @@ pub(crate) struct RawRecord<'a> {
     pub accepted_at: Timestamp,
     pub qos: u8,
     pub retain: bool,
+    /// It stands for several that were downsampled.
+    pub aggregate: bool,
     pub ttl_seconds: Option<u32>,
     destinations: &'a [u8],
     pub source: &'a str,
@@ -326,6 +427,7 @@ pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
         accepted_at,
         qos: flags & 3,
         retain: flags & FLAG_RETAIN != 0,
+        aggregate: flags & FLAG_AGGREGATE != 0,
         ttl_seconds,
         destinations,
         source,
@@ -387,15 +489,23 @@ mod tests {
 
     #[test]
     fn header_round_trip_and_short_reads() {
-        for fresh in [false, true] {
-            let header = Header {
-                epoch: 3,
-                base: 99,
-                created: Timestamp(5),
-                lane: "critical".into(),
-                destinations: vec![AcceptedBefore { id: DestinationId(1), name: "upstream/cloud".into(), accepted: 98 }],
-                fresh,
-            };
+        let header = Header {
+            epoch: 3,
+            base: 99,
+            created: Timestamp(5),
+            lane: "critical".into(),
+            destinations: vec![AcceptedBefore { id: DestinationId(1), name: "upstream/cloud".into(), accepted: 98 }],
+            fresh: false,
+            compacted: None,
+        };
+        let compacted = Compacted {
+            mark: 7,
+            end: 180,
+            level: 2,
+            epochs: vec![(99, 3), (120, 4)],
+            gone: vec![Gone { id: DestinationId(1), finished: 5, aggregated: 60, left: 7 }],
+        };
+        for header in [header.clone(), Header { fresh: true, ..header.clone() }, Header { compacted: Some(compacted), ..header }] {
             let bytes = encode_header(&header);
             assert_eq!(decode_header(&bytes), Ok((header, bytes.len())));
             for cut in 0..bytes.len() {

@@ -8,7 +8,6 @@ pub(crate) enum End {
     Delivered,
     Expired,
     Evicted,
-    #[allow(dead_code, reason = "for policies that merge records")]
     Aggregated,
 }
 
@@ -84,13 +83,12 @@ impl Cursor {
     }
 
     /// Whether records of this range are handed out, or the position stands between them.
-    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
     pub fn stands_in(&self, base: u64, end: u64) -> bool {
         self.low() < end && self.next > base
     }
 
     /// Whether this record, which stands at or after the position and not in a segment that is finished as a whole, is finished.
-    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
+    #[allow(dead_code, reason = "for readers that finish records out of order")]
     pub fn is_finished(&self, sequence: u64) -> bool {
         sequence < self.low()
             || self.ahead.contains(&sequence)
@@ -98,7 +96,6 @@ impl Cursor {
     }
 
     /// So many more records of the segment ended in this way, ahead of the position, without having been handed out.
-    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
     pub fn finish_in(&mut self, base: u64, count: u64, how: End) {
         self.count(how, count);
         if count > 0 {
@@ -108,7 +105,6 @@ impl Cursor {
 
     /// The segments that begin in this range are one from now on, or are known by their count alone: what was finished in them, ahead
     /// of the position, becomes one number. Single records that `keep` wants are left single, since they still stand in the file.
-    #[allow(dead_code, reason = "for readers and policies that finish records out of order")]
     pub fn fold(&mut self, base: u64, end: u64, mut keep: impl FnMut(u64) -> bool) {
         let single: Vec<u64> = self.ahead.range(base..end).copied().filter(|s| !keep(*s)).collect();
         let mut count = single.len() as u64;
@@ -186,12 +182,18 @@ impl Cursor {
         self.ahead.extend(finished);
     }
 
-    /// What stands from here to `end` cannot be read; what was handed out before still counts. Returns how many are lost.
-    pub fn skip_to(&mut self, end: u64, accepted_before_end: u64) -> u64 {
+    /// What stands from here to `end` in the segment that begins with `base` cannot be read; what was handed out before still counts.
+    /// Returns how many are lost.
+    pub fn skip_to(&mut self, base: u64, end: u64, accepted_before_end: u64) -> u64 {
         let out = self.window.iter().filter(|(s, done)| !done && *s < end).count() as u64;
         let lost = accepted_before_end.saturating_sub(self.finished_before(end) + out);
+        if self.low() < base {
+            // A rewind comes back to what stands before the segment, and has to know where these were lost.
+            self.finish_in(base, lost, End::Evicted);
+        } else {
+            self.count(End::Evicted, lost);
+        }
         self.next = self.next.max(end);
-        self.count(End::Evicted, lost);
         self.slide();
         lost
     }
@@ -287,13 +289,13 @@ mod tests {
         c.delivered += 9;
         c.hand_out(5);
         // 10..20 holds 11 and 12 alone, 20..30 nine records: all finished, both are skipped while 5 is out.
-        assert_eq!((c.skip_to(20, 3), c.skip_to(30, 12)), (0, 0));
+        assert_eq!((c.skip_to(10, 20, 3), c.skip_to(20, 30, 12)), (0, 0));
         c.hand_out(30);
         assert_eq!((c.finished_before(10), c.finished_before(20), c.finished_before(30)), (0, 2, 11));
         c.rewind();
         assert_eq!((c.next(), c.ahead(), c.in_segments()), (5, vec![11, 12], vec![(20, 9)]));
         c.hand_out(5);
-        assert_eq!((c.skip_to(20, 3), c.skip_to(30, 12)), (0, 0));
+        assert_eq!((c.skip_to(10, 20, 3), c.skip_to(20, 30, 12)), (0, 0));
         c.finish(5, End::Delivered);
         assert_eq!((c.low(), c.ahead(), c.in_segments(), c.finished_before(30)), (30, vec![], vec![], 12));
     }
@@ -308,7 +310,22 @@ mod tests {
         assert_eq!((c.finished_in(10, 20), c.finished_in(20, 30), c.finished_before(10)), (2, 3, 0));
         // A reader that cannot read the rest of 10..20 loses what is neither finished nor out.
         c.set_next(10);
-        assert_eq!(c.skip_to(20, 9 + 5), 14 - 2);
+        assert_eq!(c.skip_to(10, 20, 9 + 5), 14 - 2);
         assert_eq!((c.low(), c.evicted), (20, 12));
+    }
+
+    #[test]
+    fn a_rewind_behind_what_was_passed_over_knows_what_was_finished_and_what_was_lost_there() {
+        // Segments 1..10, 10..20 and 20..30 of nine, ten and ten; all of the second is finished singly, the third is damaged.
+        let mut c = Cursor::restore(1, 10..20, [10, 0, 0, 0]);
+        (1..10).for_each(|s| assert!(c.hand_out(s)));
+        assert_eq!((c.skip_to(10, 20, 19), c.skip_to(20, 30, 29)), (0, 10));
+        c.rewind();
+        assert_eq!((c.finished_before(10), c.finished_before(20), c.finished_before(30), c.next()), (0, 10, 20, 1));
+        (1..10).for_each(|s| assert!(c.hand_out(s)));
+        assert!((10..20).all(|s| !c.hand_out(s)), "finished ones are not handed out again");
+        assert_eq!(c.skip_to(20, 30, 29), 0);
+        (1..10).for_each(|s| assert!(c.finish(s, End::Delivered)));
+        assert_eq!((c.low(), c.delivered, c.evicted, c.ahead()), (30, 19, 10, vec![]));
     }
 }

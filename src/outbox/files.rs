@@ -37,6 +37,9 @@ pub(crate) struct CursorPage {
     pub entries: Vec<CursorEntry>,
     /// Next sequence by lane, for lanes whose segments are all gone.
     pub next: Vec<(String, u64)>,
+    /// Compacted segments that the counts know of: lane, base and mark.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compacted: Vec<(String, u64, u64)>,
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -71,6 +74,7 @@ mod tests {
                 segments: vec![(8, 2)],
             }],
             next: vec![("default".into(), 9)],
+            compacted: vec![("default".into(), 3, 1 << 32)],
         };
         let bytes = encode(&page);
         assert_eq!(decode::<CursorPage>(&bytes), Some(page));

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::codec::{self, AcceptedBefore};
+use smallvec::SmallVec;
+
+use super::codec::{self, AcceptedBefore, Compacted};
 use super::cursor::{Cursor, End};
 use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
@@ -38,6 +40,43 @@ pub(crate) struct Segment {
     pub accepted_before: BTreeMap<DestinationId, u64>,
     /// A record in it does not check out: set aside instead of removed.
     pub corrupt: bool,
+    /// From which sequence on its records are of which epoch; one entry unless segments of several runs were merged.
+    pub epochs: Epochs,
+    /// What its header says when it was written by compaction.
+    pub compacted: Option<Compacted>,
+    /// How far it has been downsampled, or need not be tried (0 for not at all).
+    pub level: u8,
+}
+
+/// From which sequence on records are of which epoch.
+pub(crate) type Epochs = SmallVec<[(u64, u32); 1]>;
+
+/// Where compaction of the lane stands.
+#[derive(Debug, Default)]
+pub(crate) struct Compaction {
+    /// Nothing more is to be gained at present: the oldest goes.
+    pub exhausted: bool,
+    /// Segments begun since then.
+    pub begun: usize,
+    /// `keep-latest-per-key` goes on from this sequence.
+    pub from: u64,
+    /// It has gained something since it began at the front.
+    pub gained: bool,
+    /// Bytes of the file that is being written.
+    pub bytes: u64,
+    /// Compactions of this run.
+    pub marks: u32,
+}
+
+impl Compaction {
+    /// What could not be compacted may be now: asked again when an eighth of the segments is new, since asking reads them all.
+    pub fn segment_begun(&mut self, segments: usize) {
+        self.begun += 1;
+        if self.begun * 8 >= segments {
+            self.begun = 0;
+            self.exhausted = false;
+        }
+    }
 }
 
 /// Encoded records on their way to disk.
@@ -95,6 +134,7 @@ pub(crate) struct Lane {
     /// Bytes that may be used at most while the disk is short.
     pub cap: Option<u64>,
     pub losses: Losses,
+    pub compaction: Compaction,
 }
 
 impl Lane {
@@ -121,11 +161,29 @@ impl Lane {
             accepted_bytes: 0,
             cap: None,
             losses: Losses::default(),
+            compaction: Compaction::default(),
         }
     }
 
     pub fn disk_bytes(&self) -> u64 {
-        self.segments.iter().map(|s| s.disk_bytes).sum()
+        self.segments.iter().map(|s| s.disk_bytes).sum::<u64>() + self.compaction.bytes
+    }
+
+    /// Bytes that may be used now.
+    fn quota(&self) -> u64 {
+        self.cap.map_or(self.config.quota_bytes, |cap| cap.min(self.config.quota_bytes))
+    }
+
+    /// Whether segments are compacted. Where records may be finished in memory and never written, segments do not hold all that their
+    /// counts know, so there the oldest go.
+    pub fn compacts(&self) -> bool {
+        self.config.when_full.compacts() && !self.holds()
+    }
+
+    /// Compaction begins early enough that appending seldom has to wait for it: with two segments' room left.
+    pub fn wants_compaction(&self, segment_bytes: u64) -> bool {
+        let used = self.used_bytes() + self.waiting_bytes() as u64;
+        self.compacts() && !self.compaction.exhausted && used + 2 * segment_bytes > self.quota()
     }
 
     /// Like [`disk_bytes`](Self::disk_bytes), but of the last segment only what is written: the rest of it is room.
@@ -173,11 +231,15 @@ impl Lane {
         }
         let mut dropped = false;
         let waiting = self.waiting_bytes() as u64;
-        let quota = self.cap.map_or(self.config.quota_bytes, |cap| cap.min(self.config.quota_bytes));
+        let quota = self.quota();
         while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > quota {
             if self.config.when_full == WhenFull::DropNewest {
                 dropped = true;
                 break;
+            }
+            // The writer has been at it for two segments' length, so this is short.
+            if self.compacts() && !self.compaction.exhausted {
+                return Err(OutboxError::Busy { lane: self.config.name.clone() });
             }
             // Reject, or nothing more can be given up: the segment in use stays.
             if self.config.when_full == WhenFull::Reject || !self.evict_oldest() {
@@ -326,7 +388,7 @@ impl Lane {
     }
 
     /// Records of a destination that stand before the end of segment `at`.
-    fn accepted_through(&self, at: usize, destination: DestinationId) -> u64 {
+    pub fn accepted_through(&self, at: usize, destination: DestinationId) -> u64 {
         let counts = self.segments.get(at + 1).map_or(&self.written_accepted, |next| &next.accepted_before);
         counts.get(&destination).copied().unwrap_or(0)
     }
@@ -350,7 +412,7 @@ impl Lane {
         let (end, accepted) = (self.segment_end(at), self.accepted_through(at, destination));
         let (base, created) = self.segments.get(at).map(|s| (s.base, s.created)).unwrap_or_default();
         let Some(place) = self.places.get_mut(&destination) else { return };
-        let lost = place.cursor.skip_to(end, accepted);
+        let lost = place.cursor.skip_to(base, end, accepted);
         self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (base, end.saturating_sub(1)), times: (created, created) });
         self.corrupt_records += lost;
     }
@@ -409,13 +471,13 @@ impl Lane {
     pub fn skip_corrupt(&mut self, at: usize, destination: DestinationId) -> u64 {
         let end = self.segment_end(at);
         let accepted = self.accepted_through(at, destination);
-        let created = self.segments.get_mut(at).map_or_else(Timestamp::default, |segment| {
+        let (base, created) = self.segments.get_mut(at).map_or_else(Default::default, |segment| {
             segment.corrupt = true;
-            segment.created
+            (segment.base, segment.created)
         });
         let Some(place) = self.places.get_mut(&destination) else { return 0 };
         let from = place.cursor.next();
-        let lost = place.cursor.skip_to(end, accepted);
+        let lost = place.cursor.skip_to(base, end, accepted);
         self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (from, end.saturating_sub(1)), times: (created, created) });
         self.corrupt_records += lost;
         lost
@@ -428,10 +490,9 @@ impl Lane {
         }
     }
 
-    /// Header entries for a segment that begins with `chunk`.
-    pub fn header_destinations(chunk: &Chunk, names: &[String]) -> Vec<AcceptedBefore> {
-        chunk
-            .accepted_before
+    /// Header entries for a segment before whose first record so many were accepted.
+    pub fn header_destinations(accepted_before: &BTreeMap<DestinationId, u64>, names: &[String]) -> Vec<AcceptedBefore> {
+        accepted_before
             .iter()
             .map(|(id, accepted)| AcceptedBefore { id: *id, name: names.get(usize::from(id.0)).cloned().unwrap_or_default(), accepted: *accepted })
             .collect()

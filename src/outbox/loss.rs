@@ -18,6 +18,8 @@ pub enum LossReason {
     Refused,
     /// Their file is damaged.
     Damaged,
+    /// The lane was full and merged them into others.
+    Aggregated,
 }
 
 impl LossReason {
@@ -30,6 +32,7 @@ impl LossReason {
             Self::Newest => "dropped-newest",
             Self::Refused => "refused",
             Self::Damaged => "damaged",
+            Self::Aggregated => "aggregated",
         }
     }
 }

@@ -30,6 +30,7 @@ const LANES: [OfLane; 6] = [
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let written = self.0.write_counts();
+        let (compactions, saved, aggregated) = self.0.compaction_counts();
         for (name, help, value) in [
             ("selvedge_outbox_written_bytes", "Bytes written to segments and cursors", written.bytes),
             (
@@ -39,6 +40,9 @@ impl Collector for Scrape {
             ),
             ("selvedge_outbox_syncs", "Syncs of segments", written.syncs),
             ("selvedge_outbox_sync_failures", "Syncs of segments that failed", written.failed_syncs),
+            ("selvedge_outbox_compactions", "Segments written by compaction", compactions),
+            ("selvedge_outbox_compaction_saved_bytes", "Bytes on disk saved by compaction", saved),
+            ("selvedge_outbox_aggregated_records", "Records merged into others, once for each destination", aggregated),
         ] {
             ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }

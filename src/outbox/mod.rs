@@ -10,12 +10,17 @@
 //! Invariant, per lane and destination, at every moment and over restarts:
 //! `accepted = delivered + expired + evicted + aggregated + queued`.
 
+mod aggregate;
 mod codec;
+mod compact;
+#[cfg(test)]
+mod compact_tests;
 mod cursor;
 mod files;
 mod hold;
 mod lane;
 mod loss;
+mod merge;
 mod metrics;
 mod peek;
 mod reader;
@@ -71,6 +76,49 @@ pub enum WhenFull {
     DropOldest,
     /// It is accepted and dropped.
     DropNewest,
+    /// Of records of the same topic only the newest are kept; when that is not enough, as `DropOldest` (decision record 0009).
+    KeepLatest,
+    /// Numbers of a topic are reduced in windows, longer ones for what is older; when that is not enough, as `DropOldest`.
+    Downsample(Windows),
+}
+
+impl WhenFull {
+    /// Whether the oldest segment is given up when nothing else helps.
+    pub(crate) fn gives_up_oldest(self) -> bool {
+        matches!(self, Self::DropOldest | Self::KeepLatest | Self::Downsample(_))
+    }
+
+    /// Whether segments are compacted before that.
+    pub(crate) fn compacts(self) -> bool {
+        matches!(self, Self::KeepLatest | Self::Downsample(_))
+    }
+}
+
+/// Windows of downsampling, one to four, each longer than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    seconds: [u32; 4],
+    count: u8,
+}
+
+impl Windows {
+    /// Windows of these lengths: whole seconds, one second to 366 days, increasing. None when they are not.
+    #[must_use]
+    pub fn new(lengths: &[Duration]) -> Option<Self> {
+        let mut windows = Self { seconds: [0; 4], count: u8::try_from(lengths.len()).ok().filter(|n| (1..=4).contains(n))? };
+        let mut before = 0;
+        for (slot, length) in windows.seconds.iter_mut().zip(lengths) {
+            let seconds = u32::try_from(length.as_secs()).ok().filter(|s| *s > before && *s <= 366 * 86_400 && length.subsec_nanos() == 0)?;
+            *slot = seconds;
+            before = seconds;
+        }
+        Some(windows)
+    }
+
+    /// Seconds of each window.
+    pub(crate) fn seconds(&self) -> &[u32] {
+        &self.seconds[..usize::from(self.count)]
+    }
 }
 
 /// One lane.
@@ -302,6 +350,9 @@ pub(crate) struct Stats {
     flash_bytes: AtomicU64,
     syncs: AtomicU64,
     sync_failures: AtomicU64,
+    compactions: AtomicU64,
+    bytes_saved: AtomicU64,
+    aggregated: AtomicU64,
 }
 
 impl Stats {
@@ -309,6 +360,15 @@ impl Stats {
     pub(crate) fn wrote(&self, bytes: u64, in_blocks: u64) {
         self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
         self.flash_bytes.fetch_add(in_blocks, Ordering::Relaxed);
+    }
+}
+
+impl Stats {
+    /// A segment was compacted.
+    pub(crate) fn compacted(&self, saved: u64, aggregated: u64) {
+        self.compactions.fetch_add(1, Ordering::Relaxed);
+        self.bytes_saved.fetch_add(saved, Ordering::Relaxed);
+        self.aggregated.fetch_add(aggregated, Ordering::Relaxed);
     }
 }
 
@@ -797,6 +857,14 @@ impl Outbox {
         let s = &self.shared.stats;
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
         WriteCounts { bytes: read(&s.bytes_written), flash_bytes: read(&s.flash_bytes), syncs: read(&s.syncs), failed_syncs: read(&s.sync_failures) }
+    }
+
+    /// Segments written by compaction, the bytes that this saved, and records merged into others (once for each destination), since start.
+    #[must_use]
+    pub fn compaction_counts(&self) -> (u64, u64, u64) {
+        let s = &self.shared.stats;
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (read(&s.compactions), read(&s.bytes_saved), read(&s.aggregated))
     }
 
     /// Writes and syncs everything and ends the writer thread. Appending after it is refused as `Busy` at some point and never becomes

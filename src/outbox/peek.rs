@@ -40,6 +40,7 @@ impl Peeker {
             let at = lane.segments.partition_point(|s| s.base <= sequence);
             let Some(segment) = at.checked_sub(1).and_then(|at| lane.segments.get(at)) else { return Ok(run) };
             let key = (segment.base, segment.epoch, segment.attempt);
+            run.epochs = segment.epochs.clone();
             let offset = match self.place {
                 Some((place, offset, from)) if place == key && from <= sequence => offset,
                 _ => segment.data_start,
@@ -47,7 +48,6 @@ impl Peeker {
             let largest = writer::segment_bytes(&self.shared.config, &lane.config) as usize;
             (segment.file.clone(), key, offset, segment.data_end, largest, segment.path.clone())
         };
-        run.epoch = key.1;
         let mut want = CHUNK;
         while offset < data_end {
             let length = want.min((data_end - offset) as usize);

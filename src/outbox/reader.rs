@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::codec::{self, Broken, RawRecord};
 use super::cursor::Cursor;
+use super::lane::Epochs;
 use super::loss::{Loss, LossReason};
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, writer};
 use crate::message::Attributes;
@@ -19,7 +20,7 @@ pub struct Run {
     pub(super) buffer: Vec<u8>,
     pub(super) filled: usize,
     pub(super) bodies: Vec<(u32, u32)>,
-    pub(super) epoch: u32,
+    pub(super) epochs: Epochs,
     pub(super) lane: Option<LaneId>,
 }
 
@@ -40,8 +41,13 @@ impl Run {
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.bodies.iter().filter_map(|(start, end)| {
             let raw = codec::decode_body(&self.buffer[*start as usize..*end as usize]).ok()?;
-            Some(Record { id: RecordId { lane: self.lane?, epoch: self.epoch, sequence: raw.sequence }, raw })
+            Some(Record { id: RecordId { lane: self.lane?, epoch: self.epoch_of(raw.sequence), sequence: raw.sequence }, raw })
         })
+    }
+
+    fn epoch_of(&self, sequence: u64) -> u32 {
+        let at = self.epochs.partition_point(|(first, _)| *first <= sequence).saturating_sub(1);
+        self.epochs.get(at).map_or(0, |(_, epoch)| *epoch)
     }
 
     fn clear(&mut self) {
@@ -191,7 +197,7 @@ impl Reader {
         self.seen.borrow_and_update();
         loop {
             // Where to read: decided under the lock, read without it.
-            let (file, key, offset, data_end, largest, path, ttl) = {
+            let (file, key, epochs, offset, data_end, largest, path, ttl) = {
                 let mut lane = self.lock();
                 let written = lane.written;
                 let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next()) else { return Ok(0) };
@@ -207,7 +213,7 @@ impl Reader {
                     // What stood before is gone; normally nothing of this destination was left in it.
                     let (base, accepted) = (lane.segments[at].base, lane.segments[at].accepted_before.get(&self.destination).copied().unwrap_or(0));
                     if let Some(place) = lane.places.get_mut(&self.destination) {
-                        let count = place.cursor.skip_to(base, accepted);
+                        let count = place.cursor.skip_to(next, base, accepted);
                         let now = self.shared.clock.now();
                         lane.losses.note(self.destination, LossReason::Damaged, Loss { count, sequences: (next, base - 1), times: (now, now) });
                     }
@@ -240,7 +246,7 @@ impl Reader {
                     return Ok(0);
                 }
                 let largest = writer::segment_bytes(&self.shared.config, &lane.config);
-                (segment.file.clone(), key, offset, segment.data_end, largest as usize, segment.path.clone(), lane.config.ttl)
+                (segment.file.clone(), key, segment.epochs.clone(), offset, segment.data_end, largest as usize, segment.path.clone(), lane.config.ttl)
             };
             let mut want = max_bytes.max(READ_BYTES).min((data_end - offset) as usize);
             let broken = loop {
@@ -273,7 +279,7 @@ impl Reader {
                 self.place = None;
                 continue;
             }
-            run.epoch = key.1;
+            run.epochs = epochs;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
             let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             let next = place.cursor.next();
@@ -321,7 +327,7 @@ impl Reader {
                 run.buffer.resize(run.filled, 0);
             }
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
-            run.epoch = self.shared.epoch;
+            run.epochs = Epochs::from_slice(&[(0, self.shared.epoch)]);
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
             let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             lane.note_expired(self.destination, expired);

@@ -11,11 +11,13 @@ use super::cursor::{Cursor, End};
 use super::files::{self, CursorEntry, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
-use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, writer};
+use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, writer};
 use crate::time::{Clock, Timestamp};
 
 pub(crate) const MANIFEST: &str = "manifest";
 pub(crate) const CURSORS: [&str; 2] = ["cursors-a", "cursors-b"];
+/// Extension of a segment that compaction has not finished.
+pub(crate) const UNFINISHED: &str = "new";
 const VERSION: u16 = 1;
 const SCAN_BYTES: usize = 256 << 10;
 
@@ -207,6 +209,44 @@ fn restored(entry: &CursorEntry) -> Cursor {
     Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts).with_segments(entry.segments.iter().copied())
 }
 
+/// Whether a destination has come further than a compacted segment knows: then it was never put in the place of the old ones.
+fn is_stale(header: &Header, page: &CursorPage) -> bool {
+    let Some(c) = &header.compacted else { return false };
+    c.gone.iter().any(|gone| {
+        let Some(entry) = page.entries.iter().find(|e| e.lane == header.lane && e.destination == gone.id.0) else { return false };
+        let cursor = restored(entry);
+        match cursor.low() {
+            low if low >= c.end => false,
+            low if low > header.base => gone.left > 0,
+            _ => cursor.finished_in(header.base, c.end) > gone.count(),
+        }
+    })
+}
+
+/// The cursor page is older than this compacted segment: what does not stand there any more ended as the segment says.
+fn catch_up(lane: &Lane, at: usize, places: &mut BTreeMap<DestinationId, Place>, accepted: &BTreeMap<DestinationId, u64>) {
+    let segment = &lane.segments[at];
+    let Some(c) = &segment.compacted else { return };
+    let through = lane.segments.get(at + 1).map_or(accepted, |next| &next.accepted_before);
+    for gone in &c.gone {
+        let Some(cursor) = places.get_mut(&gone.id).map(|p| &mut p.cursor) else { continue };
+        match cursor.low() {
+            low if low >= c.end => {}
+            // A segment is compacted while nobody stands in it, so by then the destination was past it.
+            low if low > segment.base => {
+                cursor.drop_before(c.end, through.get(&gone.id).copied().unwrap_or(0), End::Delivered);
+            }
+            _ => {
+                let missing = gone.count().saturating_sub(cursor.finished_in(segment.base, c.end));
+                let aggregated = missing.min(gone.aggregated);
+                cursor.finish_in(segment.base, aggregated, End::Aggregated);
+                cursor.finish_in(segment.base, missing - aggregated, End::Delivered);
+                cursor.fold(segment.base, c.end, |_| false);
+            }
+        }
+    }
+}
+
 fn recover_lane(
     config: &OutboxConfig,
     lane_config: LaneConfig,
@@ -219,10 +259,15 @@ fn recover_lane(
     let dir = config.dir.join(&lane_config.name);
     storage.make_dir(&dir).map_err(|e| directory("cannot make the folder", &dir, &e))?;
     let mut names: Vec<String> = storage.list(&dir).map_err(|e| directory("cannot list the folder", &dir, &e))?;
+    for unfinished in names.iter().filter(|n| n.ends_with(".new")) {
+        let _ = storage.remove(&dir.join(unfinished));
+    }
     names.retain(|n| parse_segment_name(n).is_some());
     names.sort();
     let largest = writer::segment_bytes(config, &lane_config).max(64 << 20) as usize;
     let mut lane = Lane::new(lane_config);
+    // Bases of compacted segments that are newer than the cursor page.
+    let mut news = Vec::new();
 
     for name in names {
         let path = dir.join(&name);
@@ -246,13 +291,14 @@ fn recover_lane(
                 manifest.destinations[at].clone_from(&d.name);
             }
         }
-        // A later file with the same or a lower base takes over; so does one before which everything is finished.
-        while lane.segments.back().is_some_and(|s| header.fresh || s.base >= header.base) {
-            if let Some(superseded) = lane.segments.pop_back() {
-                lane.garbage.push(superseded);
-            }
+        let covered = lane.segments.back().is_some_and(|s| s.compacted.as_ref().is_some_and(|c| header.base > s.base && header.base < c.end));
+        let known = header.compacted.as_ref().is_none_or(|c| page.compacted.contains(&(lane.config.name.clone(), header.base, c.mark)));
+        let stale = !known && lane.segments.back().is_some_and(|s| s.base == header.base) && is_stale(&header, page);
+        if !known && !stale {
+            news.push(header.base);
         }
-        lane.segments.push_back(Segment {
+        let fresh = header.fresh;
+        let segment = Segment {
             base: header.base,
             epoch: header.epoch,
             attempt: 0,
@@ -264,7 +310,25 @@ fn recover_lane(
             disk_bytes: len,
             accepted_before: header.destinations.iter().map(|d| (d.id, d.accepted)).collect(),
             corrupt: false,
-        });
+            epochs: header
+                .compacted
+                .as_ref()
+                .map_or_else(|| smallvec::smallvec![(header.base, header.epoch)], |c| c.epochs.iter().copied().collect()),
+            level: header.compacted.as_ref().map_or(if fresh { compact::UNTOUCHABLE } else { 0 }, |c| c.level),
+            compacted: header.compacted,
+        };
+        // What was compacted stands in the segment before; or the other way round, one that was given up while it was written.
+        if covered || stale {
+            lane.garbage.push(segment);
+            continue;
+        }
+        // A later file with the same or a lower base takes over; so does one before which everything is finished.
+        while lane.segments.back().is_some_and(|s| fresh || s.base >= segment.base) {
+            if let Some(superseded) = lane.segments.pop_back() {
+                lane.garbage.push(superseded);
+            }
+        }
+        lane.segments.push_back(segment);
     }
 
     let mut accepted: BTreeMap<DestinationId, u64> = BTreeMap::new();
@@ -281,6 +345,14 @@ fn recover_lane(
         accepted.clone_from(&last.accepted_before);
         for (d, n) in counts {
             *accepted.entry(d).or_default() += n;
+        }
+        let mut next = next;
+        if let Some(c) = &last.compacted {
+            // What stood behind it was lost; otherwise it would not be the last.
+            next = next.max(c.end);
+            for gone in &c.gone {
+                *accepted.entry(gone.id).or_default() += gone.count();
+            }
         }
         lane.next_sequence = next;
         lane.written = next;
@@ -321,6 +393,11 @@ fn recover_lane(
     }
     // What stood between the files and here was finished in memory, or went with the process.
     lane.gap = lane.next_sequence > tail && places.values().all(|p| p.accepted == p.cursor.finished());
+    for at in 0..lane.segments.len() {
+        if news.contains(&lane.segments[at].base) {
+            catch_up(&lane, at, &mut places, &accepted);
+        }
+    }
     lane.written = lane.next_sequence;
     lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
     lane.places = places;

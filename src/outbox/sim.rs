@@ -87,6 +87,12 @@ impl SimStorage {
         self.lock().crash_at = Some(operation);
     }
 
+    /// Whether the power has been cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.lock().crashed
+    }
+
     /// The next syncs of files fail, and what they should have kept is lost.
     pub fn fail_syncs(&self, count: u32) {
         self.lock().fail_syncs = count;

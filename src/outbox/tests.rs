@@ -461,10 +461,10 @@ fn a_segment_that_vanished_is_counted_when_the_reader_comes_past_its_place() {
 }
 
 /// A small generator with a seed that a failure prints.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

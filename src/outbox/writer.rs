@@ -8,10 +8,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::codec::{self, Header};
+use super::compact::{Pass, UNTOUCHABLE};
 use super::files::{self, CursorEntry, CursorPage};
 use super::lane::{Chunk, Lane, Segment};
 use super::storage::StoredFile;
-use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, WhenFull, recover};
+use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, recover};
 use crate::time::Monotonic;
 
 /// Unsynced bytes of a batched lane at which it is synced early; bounds what is kept in memory for a failed sync.
@@ -50,7 +51,7 @@ impl Active {
 }
 
 #[derive(Default)]
-struct LaneWriter {
+pub(super) struct LaneWriter {
     active: Option<Active>,
     /// Written to the active segment since its last sync, kept until that succeeds (not for memory lanes).
     unsynced: VecDeque<Chunk>,
@@ -60,13 +61,15 @@ struct LaneWriter {
     retry_at: Option<Monotonic>,
     retry_wait: Duration,
     /// Distinguishes files that begin with the same sequence.
-    attempt: u32,
+    pub attempt: u32,
+    /// Segments that are being compacted.
+    pub pass: Option<Pass>,
 }
 
 /// Writes for all lanes. [`step`](Self::step) does what is due; the thread around it only waits.
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
-    lanes: Vec<LaneWriter>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) lanes: Vec<LaneWriter>,
     page: CursorPage,
     page_due: Option<Monotonic>,
     /// The cursors that were found know of records that no file has. They have to be safe before a segment counts on them.
@@ -142,6 +145,11 @@ impl Writer {
         for at in 0..self.lanes.len() {
             if let Some(d) = self.step_lane(at, now, last) {
                 sooner(d);
+            }
+        }
+        for at in 0..self.lanes.len() {
+            if self.compact(at, last) {
+                sooner(Duration::ZERO);
             }
         }
         let mut garbage: Vec<Segment> = Vec::new();
@@ -295,7 +303,7 @@ impl Writer {
         loop {
             let tried = self.write_to_active(at, chunk, limit);
             match tried {
-                Err(e) if is_full(&e) && config.when_full == WhenFull::DropOldest => {
+                Err(e) if is_full(&e) && config.when_full.gives_up_oldest() => {
                     let (evicted, garbage) = {
                         let mut lane = self.shared.lanes[at].lock();
                         (lane.evict_oldest(), std::mem::take(&mut lane.garbage))
@@ -343,8 +351,9 @@ impl Writer {
             base: chunk.first,
             created,
             lane: lane_name.clone(),
-            destinations: Lane::header_destinations(chunk, &names),
+            destinations: Lane::header_destinations(&chunk.accepted_before, &names),
             fresh,
+            compacted: None,
         });
         let room = {
             let lane = self.shared.lanes[at].lock();
@@ -382,7 +391,12 @@ impl Writer {
             disk_bytes: size,
             accepted_before: chunk.accepted_before.clone(),
             corrupt: false,
+            epochs: smallvec::smallvec![(chunk.first, self.shared.epoch)],
+            compacted: None,
+            level: if fresh { UNTOUCHABLE } else { 0 },
         });
+        let segments = lane.segments.len();
+        lane.compaction.segment_begun(segments);
         self.lanes[at].active = Some(active);
         Ok(())
     }
@@ -461,6 +475,8 @@ impl Writer {
         for cell in &self.shared.lanes {
             let lane = cell.lock();
             page.next.push((lane.config.name.clone(), lane.next_sequence));
+            let compacted = lane.segments.iter().filter_map(|s| Some((lane.config.name.clone(), s.base, s.compacted.as_ref()?.mark)));
+            page.compacted.extend(compacted);
             for (id, place) in &lane.places {
                 page.entries.push(CursorEntry {
                     lane: lane.config.name.clone(),

@@ -12,7 +12,7 @@ use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
 use crate::hub::{NOTICES, QUARANTINE};
-use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull};
+use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull, Windows};
 use crate::topic;
 use crate::units;
 
@@ -137,6 +137,25 @@ fn spill_after(fields: &mut Fields<'_>, durability: Durability, findings: &mut F
     time.unwrap_or(DEFAULT_SPILL)
 }
 
+fn parse_when_full(text: &str) -> Result<WhenFull, String> {
+    match text {
+        "reject" => Ok(WhenFull::Reject),
+        "drop-oldest" => Ok(WhenFull::DropOldest),
+        "drop-newest" => Ok(WhenFull::DropNewest),
+        "keep-latest-per-key" => Ok(WhenFull::KeepLatest),
+        _ => match text.strip_prefix("downsample(").and_then(|t| t.strip_suffix(')')) {
+            None => Err("reject, drop-oldest, drop-newest, keep-latest-per-key or downsample(WINDOWS) such as downsample(1m,5m,1h)".to_owned()),
+            Some(list) => {
+                let lengths: Option<Vec<Duration>> = list.split(',').map(|t| units::parse_duration(t.trim()).ok()).collect();
+                let windows = lengths.and_then(|l| Windows::new(&l));
+                windows.map(WhenFull::Downsample).ok_or_else(|| {
+                    "downsample with one to four windows of whole seconds, 1s to 366d, each longer than the one before, such as downsample(1m,5m,1h)".to_owned()
+                })
+            }
+        },
+    }
+}
+
 fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec> {
     let name = fields.require("name", "letters, digits and dashes", findings).and_then(|(text, line)| {
         let valid = !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -155,12 +174,7 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
     let durability = fields.parsed("durability", Durability::Batched(DEFAULT_BATCH), findings, parse_durability);
     let quota_bytes = fields.size("quota", DEFAULT_QUOTA_BYTES, MIN_QUOTA_BYTES..=(1 << 50), findings);
     let ttl = fields.duration("ttl", DEFAULT_TTL, findings);
-    let when_full = fields.parsed("onFull", WhenFull::DropOldest, findings, |t| match t {
-        "reject" => Ok(WhenFull::Reject),
-        "drop-oldest" => Ok(WhenFull::DropOldest),
-        "drop-newest" => Ok(WhenFull::DropNewest),
-        _ => Err("reject, drop-oldest or drop-newest".to_owned()),
-    });
+    let when_full = fields.parsed("onFull", WhenFull::DropOldest, findings, parse_when_full);
     let weight = fields.number("weight", 1, 1..=100, findings) as u32;
     let key = fields.key("order");
     if let Some((order, line)) = fields.text("order", findings) {
@@ -173,6 +187,10 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
     let strict = fields.flag("strict", false, findings);
     let floor_bytes = fields.size("floor", 0, 0..=quota_bytes, findings);
     let spill_after = spill_after(&mut fields, durability, findings);
+    if !spill_after.is_zero() && matches!(when_full, WhenFull::KeepLatest | WhenFull::Downsample(_)) {
+        let key = fields.key("onFull");
+        findings.add(Severity::Warning, fields.line(), &key, "merges nothing while spillAfter is not 0: the lane gives its oldest up instead");
+    }
     fields.finish(findings);
     Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes, spill_after })
 }

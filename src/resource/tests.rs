@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use super::*;
-use crate::outbox::{Durability, WhenFull};
+use crate::outbox::{Durability, WhenFull, Windows};
 
 fn load_text(text: &str) -> Resources {
     let dir = tempfile::tempdir().unwrap();
@@ -55,6 +57,30 @@ fn the_example_is_read_into_types() {
     assert_eq!((f.lanes[1].weight, f.lanes[1].matches.as_slice()), (4, ["sensors/#".to_owned()].as_slice()));
     assert_eq!(f.drain.messages_per_second, Some(2_000));
     assert!(r.needs_local());
+}
+
+#[test]
+fn policies_of_full_lanes_are_read_and_wrong_ones_say_what_is_accepted() {
+    let read = |policy: &str| {
+        load_text(&format!(
+            "apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n  lanes:\n    - {{name: x, match: [\"#\"], onFull: \"{policy}\"}}\n"
+        ))
+    };
+    let windows = |seconds: &[u64]| Windows::new(&seconds.iter().map(|s| Duration::from_secs(*s)).collect::<Vec<_>>()).unwrap();
+    for (text, policy) in [
+        ("drop-newest", WhenFull::DropNewest),
+        ("keep-latest-per-key", WhenFull::KeepLatest),
+        ("downsample(1m,5m,1h)", WhenFull::Downsample(windows(&[60, 300, 3_600]))),
+        ("downsample( 10s )", WhenFull::Downsample(windows(&[10]))),
+    ] {
+        let r = read(text);
+        assert_eq!((r.problems.len(), r.forwardings[0].lanes[0].when_full), (0, policy), "{text}");
+    }
+    for text in ["downsample", "downsample()", "downsample(5m,1m)", "downsample(1500ms)", "downsample(1s,2s,3s,4s,5s)", "keep-latest"] {
+        let r = read(text);
+        let problem = r.problems[0].to_string();
+        assert!(problem.contains("a.yaml:6: spec.lanes[0].onFull found") && problem.contains("downsample(1m,5m,1h)"), "{problem}");
+    }
 }
 
 #[test]

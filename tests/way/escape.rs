@@ -247,6 +247,94 @@ spec:
 }
 
 #[test]
+fn full_lanes_that_merge_keep_the_newest_of_each_state_and_every_reading_in_an_aggregate_over_a_kill() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    let devices = free_port();
+    let place = Place::new(&format!(
+        r##"
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: cloud}}
+spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {{name: devices}}
+spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["#"], to: [cloud]}}]
+  lanes:
+    - {{name: plant, match: ["plant/#"], quota: 1MiB, onFull: "downsample(1s,10s)"}}
+    - {{name: state, match: ["state/#"], quota: 1MiB, onFull: keep-latest-per-key}}
+"##,
+        proxy.port
+    ));
+    let node = place.start();
+    eventually(LONG, "the link is up", || node.link("cloud") == "up");
+    proxy.set(Fault::Refuse);
+    eventually(LONG, "the link is down", || node.link("cloud") == "down");
+    let pad = "x".repeat(400);
+    let send = |device: &mut Client, numbers: std::ops::Range<u64>| {
+        for first in numbers.step_by(20) {
+            let messages: Vec<(String, Vec<u8>)> = (first..first + 20)
+                .flat_map(|n| {
+                    let body = format!(r#"{{"t":{n},"pad":"{pad}"}}"#).into_bytes();
+                    [(format!("plant/{}", n % 3), body.clone()), (format!("state/{}", n % 7), body)]
+                })
+                .collect();
+            let ids = device.send(&messages.iter().map(|(t, p)| (t.as_str(), p.clone())).collect::<Vec<_>>()).unwrap();
+            for _ in &ids {
+                device.acknowledged(LONG).unwrap().unwrap_or_else(|| panic!("what begins with {first} is acknowledged"));
+            }
+        }
+    };
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    send(&mut device, 0..5_000);
+    assert!(node.ledger("upstream/cloud", "aggregated") > 0);
+    drop(device);
+    node.kill();
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    send(&mut device, 5_000..8_000);
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("#").unwrap();
+    proxy.set(Fault::None);
+    let (mut readings, mut sum, mut newest, mut told) = (0u64, 0f64, std::collections::BTreeMap::new(), 0u64);
+    loop {
+        let Some((topic, payload)) = cloud.receive(Duration::from_millis(500)).unwrap() else {
+            if node.ledger("upstream/cloud", "queued") == 0 && told == node.ledger("upstream/cloud", "aggregated") {
+                break;
+            }
+            continue;
+        };
+        let value: Value = serde_json::from_slice(&payload).unwrap();
+        if topic.ends_with("/tombstone") {
+            assert_eq!(value["reason"], "aggregated", "{value}");
+            told += value["count"].as_u64().unwrap();
+        } else if topic.starts_with("plant/") {
+            let (count, mean) =
+                value["t"].as_u64().map_or_else(|| (value["t"]["count"].as_u64().unwrap(), value["t"]["mean"].as_f64().unwrap()), |n| (1, n as f64));
+            readings += count;
+            sum += mean * count as f64;
+        } else if topic.starts_with("state/") {
+            newest.insert(topic, value["t"].as_u64().unwrap());
+        }
+    }
+    assert_eq!((readings, node.ledger("upstream/cloud", "evicted")), (8_000, 0));
+    assert!((sum - (0..8_000u64).sum::<u64>() as f64).abs() < 1.0, "{sum}");
+    assert_eq!(
+        newest.into_iter().collect::<Vec<_>>(),
+        (0..7u64).map(|n| (format!("state/{n}"), (0..8_000).rfind(|v| v % 7 == n).unwrap())).collect::<Vec<_>>()
+    );
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
 fn a_secondary_upstream_carries_the_lanes_of_a_primary_that_is_down_and_hands_them_back() {
     let (first, second) = (Mosquitto::start(), Mosquitto::start());
     let proxy = Proxy::to(first.port);
