@@ -25,6 +25,7 @@ mod metrics;
 mod peek;
 mod reader;
 mod recover;
+mod salvage;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sim;
 pub mod storage;

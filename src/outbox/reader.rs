@@ -7,7 +7,7 @@ use super::codec::{self, Broken, RawRecord};
 use super::cursor::Cursor;
 use super::lane::Epochs;
 use super::loss::{Loss, LossReason};
-use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, writer};
+use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, salvage, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
 
@@ -166,6 +166,8 @@ pub struct Reader {
     place: Option<(SegmentKey, u64, u64)>,
     /// How far what waits to be written has been read: its first sequence (which no other such buffer has) and an offset.
     tail: Option<(u64, usize)>,
+    /// A segment in which records were lost: how many is known at its end.
+    damaged: Option<SegmentKey>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -177,7 +179,7 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
         let seen = shared.lanes[usize::from(lane.0)].readable.subscribe();
-        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None };
+        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None, damaged: None };
         reader.rewind();
         reader
     }
@@ -199,6 +201,20 @@ impl Reader {
             // Where to read: decided under the lock, read without it.
             let (file, key, epochs, offset, data_end, largest, path, ttl) = {
                 let mut lane = self.lock();
+                if let Some(key) = self.damaged
+                    && let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next())
+                {
+                    let at = lane.segments.binary_search_by_key(&key, |s| (s.base, s.epoch, s.attempt)).ok();
+                    let passed = at.filter(|at| lane.segment_end(*at) <= next);
+                    if let Some(at) = passed {
+                        lane.pass_segment(at, self.destination);
+                    }
+                    if passed.is_some() || at.is_none() {
+                        drop(lane);
+                        self.damaged = None;
+                        continue;
+                    }
+                }
                 let written = lane.written;
                 let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next()) else { return Ok(0) };
                 if next >= written || lane.segments.is_empty() {
@@ -273,6 +289,19 @@ impl Reader {
                 continue;
             };
             if let Some(broken) = broken {
+                if at + 1 < lane.segments.len() {
+                    // What can be read behind it is read; what is lost is counted at the end of the segment, where it is known.
+                    let next = lane.places.get(&self.destination).map_or(0, |p| p.cursor.next());
+                    let sequences = next..lane.segment_end(at);
+                    lane.segments[at].corrupt = true;
+                    drop(lane);
+                    let found = salvage::next_record(file.as_ref(), offset, data_end, largest, &sequences);
+                    let found = found.map_err(|e| OutboxError::Directory { what: "cannot read", path: path.clone(), detail: e.to_string() })?;
+                    tracing::error!(path = %path.display(), offset, goes_on_at = found, cause = ?broken, "a segment is damaged; what checks out in it is read");
+                    self.place = Some((key, found.unwrap_or(data_end), next));
+                    self.damaged = Some(key);
+                    continue;
+                }
                 let lost = lane.skip_corrupt(at, self.destination);
                 drop(lane);
                 tracing::error!(path = %path.display(), offset, lost, cause = ?broken, "a segment is damaged; the rest of it is set aside");
@@ -387,6 +416,7 @@ impl Reader {
     pub fn rewind(&mut self) {
         self.place = None;
         self.tail = None;
+        self.damaged = None;
         if let Some(place) = self.lock().places.get_mut(&self.destination) {
             place.cursor.rewind();
         }

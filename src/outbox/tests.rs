@@ -373,6 +373,48 @@ fn damage_is_skipped_counted_and_set_aside() {
 }
 
 #[test]
+fn behind_a_damaged_record_all_that_checks_out_is_read_and_what_is_lost_is_counted_exactly() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(Damage, std::ops::RangeInclusive<u64>); 4] = [
+        (|b| b[20_000] ^= 1, 1..=1),
+        // Bits anywhere, lengths and checksums among them, at three places.
+        (|b| [9_000usize, 30_000, 50_000].into_iter().for_each(|at| (at..at + 8).for_each(|i| b[i] ^= 0x55)), 3..=6),
+        // A block of the medium, and all to the end.
+        (|b| b[12_288..16_384].fill(0), 15..=20),
+        (|b| b[40_000..].fill(0xff), 60..=130),
+    ];
+    for (n, (damage, expected)) in damages.into_iter().enumerate() {
+        let storage = SimStorage::default();
+        let (mut b, _) = open(fsync(), &storage);
+        for n in 0..1_000 {
+            b.append(n);
+            b.writer.step(false);
+        }
+        b.writer.step(true);
+        drop(b);
+        let segments: Vec<_> = storage.paths().into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+        storage.damage(&segments[1], damage);
+        let (mut b, _) = open(fsync(), &storage);
+        let mut reader = b.outbox.reader(b.to, b.lane);
+        for _ in 0..2 {
+            // A rewind meets the damage again and counts it no second time.
+            reader.rewind();
+            let read = b.read(&mut reader);
+            assert!(read.windows(2).all(|w| w[0].0 < w[1].0) && read.iter().all(|(s, n)| *s == n + 1));
+            let row = b.row();
+            assert_eq!((row.accepted, row.evicted + read.len() as u64, row.queued), (1_000, 1_000, read.len() as u64), "damage {n}");
+            assert!(expected.contains(&row.evicted), "damage {n}: {row:?}");
+        }
+        reader.rewind();
+        let read = b.read(&mut reader);
+        reader.acknowledge(&read.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+        b.writer.step(false);
+        assert!(storage.paths().iter().any(|p| p.extension().is_some_and(|e| e == "corrupt")), "the file is kept");
+        assert_eq!(b.row().queued, 0);
+    }
+}
+
+#[test]
 fn two_destinations_share_one_copy_and_a_segment_waits_for_the_slower() {
     let storage = SimStorage::default();
     let (mut b, _) = open(fsync(), &storage);
