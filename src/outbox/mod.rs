@@ -231,6 +231,14 @@ pub enum OutboxError {
         /// What the system said.
         detail: String,
     },
+    /// A newer program wrote the store; nothing was changed.
+    #[error("the outbox is of version {found}, and this program knows versions up to {known}: start the newer program again; nothing was changed")]
+    Newer {
+        /// The version that stands there.
+        found: u16,
+        /// The newest one that is known.
+        known: u16,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,

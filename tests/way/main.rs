@@ -9,5 +9,6 @@ mod configuration;
 mod escape;
 mod queue;
 mod reload;
+mod version;
 mod way;
 mod wire;
