@@ -33,7 +33,7 @@ use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole,
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
-pub use components::{Components, Loaded};
+pub use components::{Components, Loaded, diagnose};
 pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView};
 pub use mode_store::MODE_STORE_TYPE;
 pub use reload::{Reload, ReloadHandle};

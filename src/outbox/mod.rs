@@ -634,8 +634,8 @@ impl Outbox {
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
     }
 
-    /// Gives a lane other values from now on, found by its name. A smaller quota is kept from the next record on; a lane that becomes
-    /// `memory` answers its senders at once. Returns whether there is such a lane.
+    /// Gives a lane other values from now on, found by its name. A smaller quota is kept from the next record on. Whether it is a
+    /// `memory` lane must stay: senders may wait for syncs. Returns whether there is such a lane.
     pub fn reconfigure(&self, config: LaneConfig) -> bool {
         let Some(lane) = self.lane(&config.name) else { return false };
         self.cell(lane).lock().config = config;

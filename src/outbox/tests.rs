@@ -52,19 +52,6 @@ fn a_newer_store_is_refused_untouched_and_a_damaged_manifest_is_not() {
     assert_eq!(open(fsync(), &storage).1.set_aside.len(), 1);
 }
 
-#[tokio::test]
-async fn a_lane_that_becomes_memory_leaves_nobody_waiting_for_a_sync() {
-    let storage = SimStorage::default();
-    let (mut bench, _) = open(config(Durability::Batched(Duration::from_secs(60)), 64 << 20, WhenFull::Reject), &storage);
-    let waiting = bench.outbox.durable(bench.lane, bench.append(1).last.sequence);
-    bench.clock.advance(Duration::from_secs(16)); // written, and not synced yet
-    bench.writer.step(false);
-    assert!(bench.outbox.reconfigure(LaneConfig { durability: Durability::Memory, ..LaneConfig::new("default") }));
-    bench.writer.step(false);
-    tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("answered").unwrap();
-    assert!(!bench.outbox.reconfigure(LaneConfig::new("unknown")));
-}
-
 fn try_open(config: OutboxConfig, storage: &SimStorage) -> Result<(Bench, Recovery), OutboxError> {
     let clock = Arc::new(ManualClock::at(Timestamp(1_000_000)));
     let (outbox, writer, recovery) = Outbox::open_without_thread(config, Arc::new(storage.clone()), clock.clone())?;

@@ -224,8 +224,7 @@ impl Writer {
         let mut wait = self.shared.lanes[at].lock().look_again();
         if failure.is_none() && !self.lanes[at].unsynced.is_empty() {
             let due = match durability {
-                // Written when the lane was still one that syncs: someone may wait for it.
-                Durability::Memory => Some(now),
+                Durability::Memory => None,
                 Durability::Fsync => Some(now),
                 Durability::Batched(longest) => {
                     let bytes: usize = self.lanes[at].unsynced.iter().map(|c| c.bytes.len()).sum();

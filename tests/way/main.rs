@@ -6,6 +6,7 @@ mod activation;
 mod api;
 mod clients;
 mod configuration;
+mod doctor;
 mod escape;
 mod queue;
 mod reload;

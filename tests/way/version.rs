@@ -79,7 +79,7 @@ fn a_newer_data_folder_is_left_as_it_is_and_an_older_one_is_brought_forward() {
     let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
     cloud.subscribe("#").unwrap();
     let node = place.start();
-    assert!(node.has_logged("the data directory is brought to a newer version"));
+    eventually(LONG, "the log says so", || node.has_logged("the data directory is brought to a newer version"));
     assert_eq!(std::fs::read_to_string(&version).unwrap(), present);
     for n in 0..50 {
         assert_eq!(cloud.receive(LONG).unwrap().unwrap(), ("s/x".to_owned(), format!("{n}").into_bytes()));
