@@ -12,6 +12,7 @@ pub mod api;
 pub mod app;
 #[cfg(feature = "api")]
 pub mod block;
+pub mod certificate;
 pub mod component;
 pub mod escape;
 pub mod forward;
@@ -19,6 +20,7 @@ pub mod hub;
 pub mod message;
 pub mod node;
 pub mod outbox;
+pub mod outlook;
 pub mod resource;
 pub mod seal;
 pub mod telemetry;

@@ -6,6 +6,7 @@
 
 mod binding;
 mod configuration;
+mod finding;
 mod listener;
 mod properties;
 mod pubsub;
@@ -21,6 +22,7 @@ pub use configuration::{
     ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationSource, ConfigurationStore,
     NotTaken, changes, follow, pick,
 };
+pub use finding::{Finding, FindingLevel};
 pub use listener::{BoundListener, ListenerContext, ListenerReload, PreparedReload};
 pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Fut, Metadata, Uplink};
+use super::{Finding, Fut, Metadata, Uplink};
+use crate::time::Timestamp;
 
 /// What a pub/sub can do beyond publish and subscribe. The order is the one that Dapr's metadata shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +172,13 @@ pub trait PubSub: Send + Sync + 'static {
     /// what it returns shares the component's connection.
     fn uplink(&self) -> Option<Box<dyn Uplink>> {
         None
+    }
+
+    /// Examines the way to the peer, stage by stage, without touching what the component does or has at the peer: `selvedge doctor` asks
+    /// beside a node that runs. Bounded by the component's own time to connect.
+    fn diagnose<'a>(&'a self, now: Timestamp) -> Fut<'a, Vec<Finding>> {
+        let _ = now;
+        Box::pin(async { Vec::new() })
     }
 
     /// Closes connections and ends background work.

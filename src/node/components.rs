@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::mode_store::{MODE_STORE, MODE_STORE_TYPE, ModeStore};
 use super::{Host, NodeConfig, NodeError, encrypted};
-use crate::component::{Binding, BuildError, Category, ComponentContext, ConfigurationStore, Metadata, Properties, PubSub, SecretStore, StateStore};
+use crate::component::{
+    Binding, BuildError, Category, ComponentContext, ConfigurationStore, Finding, Metadata, Properties, PubSub, SecretStore, StateStore,
+};
 use crate::hub::Hub;
 use crate::resource::{ComponentSpec, PropertySource};
 
@@ -177,6 +179,27 @@ fn templates(text: &str, config: &NodeConfig) -> Result<String, String> {
 
 fn logged_type(spec: &ComponentSpec) -> String {
     if spec.version.is_empty() { spec.type_name.clone() } else { format!("{}/{}", spec.type_name, spec.version) }
+}
+
+/// Asks every pub/sub what it finds of its way to its peer. Makes these components and the secret stores that they need, and nothing else:
+/// a node that runs on the same folder is not disturbed.
+pub async fn diagnose(config: &NodeConfig, host: &Host) -> Vec<Finding> {
+    let mut components = Components::default();
+    let mut findings = Vec::new();
+    let of = |wanted: Category| config.resources.components.iter().filter(move |c| Category::of(&c.type_name) == Some(wanted));
+    let pubsubs = of(Category::PubSub).filter(|c| !c.type_name.eq_ignore_ascii_case("pubsub.local"));
+    for spec in of(Category::SecretStores).chain(pubsubs) {
+        if let Err(detail) = build_one(spec, config, host, None, &mut components).await {
+            let remedy = format!("mend the component ({}); `selvedge check` names keys", spec.origin);
+            findings.push(Finding::problem(format!("component {}", spec.name), detail, remedy));
+        }
+    }
+    let now = host.clock.now();
+    for pubsub in components.pubsub.values() {
+        findings.extend(pubsub.item.diagnose(now).await);
+    }
+    components.close().await;
+    findings
 }
 
 /// Makes the components: secret stores first, then in the order of the files, one at a time.

@@ -12,6 +12,7 @@ mod readings;
 mod reload;
 mod store;
 mod tombstones;
+mod version;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -32,11 +33,12 @@ use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole,
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
-pub use components::{Components, Loaded};
+pub use components::{Components, Loaded, diagnose};
 pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView};
 pub use mode_store::MODE_STORE_TYPE;
 pub use reload::{Reload, ReloadHandle};
 pub use store::node_id;
+pub use version::STORE_VERSION;
 
 /// Opens the node's own tables in the data folder.
 pub type OpenTables = Arc<dyn Fn(PathBuf, Metrics) -> Fut<'static, Result<Arc<dyn Tables>, String>> + Send + Sync>;

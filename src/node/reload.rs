@@ -15,7 +15,7 @@ use super::store;
 use crate::component::ListenerReload;
 use crate::forward::{ForwarderControl, ForwarderSettings};
 use crate::hub::Hub;
-use crate::outbox::DestinationId;
+use crate::outbox::{DestinationId, Durability};
 use crate::resource::{DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerSpec, Resources, RouteSpec, UpstreamRole, UpstreamSpec};
 
 /// What came of a reload.
@@ -113,6 +113,10 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
         forwarding.lanes.retain_mut(|lane| match lanes(running).find(|l| l.name == lane.name) {
             Some(there) => {
                 lane.strict = there.strict;
+                // Senders may wait for the syncs of a lane that would have none any more.
+                if (lane.durability == Durability::Memory) != (there.durability == Durability::Memory) {
+                    (lane.durability, lane.spill_after) = (there.durability, there.spill_after);
+                }
                 true
             }
             None => false,
@@ -227,7 +231,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     };
     let upstreams = |r: &Resources| r.escape_policies.iter().flat_map(|p| p.upstreams.clone()).collect::<Vec<_>>();
     by_name("escape policy: upstream", &upstreams(a), &upstreams(b), |u| &u.component, upstream, &mut out);
-    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| changed!(a, b, ["modes": modes, "budgets.diskFree": disk_free, "notices": notices]);
+    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| changed!(a, b, ["modes": modes, "budgets.diskFree": disk_free, "atRest": at_rest, "notices": notices]);
     by_name("escape policy", &a.escape_policies, &b.escape_policies, |p| &p.name, policy, &mut out);
     if out.is_empty() && a != b {
         out.push("settings that have no name here (the order of resources, most likely)".to_owned());
@@ -390,7 +394,13 @@ mod tests {
     fn each_change_is_either_live_or_named_as_one_that_needs_a_restart() {
         let listener = "bind: \"127.0.0.1:1883\"";
         let policy = "upstreams: [{component: cloud}]";
-        let cases: [(Resources, &[&str], &[&str]); 14] = [
+        let cases: [(Resources, &[&str], &[&str]); 16] = [
+            (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: fsync}", "", policy), &["lane one: durability"], &[]),
+            (
+                yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: memory, spillAfter: 0s}", "", policy),
+                &[],
+                &["lane one: durability"],
+            ),
             (base(), &[], &[]),
             (yaml("{name: url, value: \"mqtt://b\"}", listener, ROUTE, LANE, "", policy), &[], &["component cloud: has changed"]),
             (yaml(URL, "bind: \"127.0.0.1:1884\"", ROUTE, LANE, "", policy), &[], &["listener devices: bind"]),

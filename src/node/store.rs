@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::components::is_mode_store;
-use super::{Host, NodeConfig, NodeError};
+use super::{Host, NodeConfig, NodeError, version};
 use crate::component::Tables;
 use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
 use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
@@ -119,6 +119,9 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     }
     let dir = &config.data_dir;
     let fail = |detail: String| NodeError::DataDir { path: dir.clone(), detail };
+    // Before anything is made or locked: a folder of a newer version is left as it is.
+    let version =
+        version::check(&*host.storage, dir).map_err(|e| fail(format!("store-version cannot be read: {e}")))?.map_err(|e| fail(e.to_string()))?;
     host.storage.make_dir(dir).map_err(|e| fail(e.to_string()))?;
     let node = node_id(dir).map_err(|e| fail(e.to_string()))?;
     let free = host.storage.space(dir).map_or(DEFAULT_QUOTA_BYTES * 10, |s| s.available);
@@ -126,6 +129,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
     let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;
     outbox.register_metrics(&host.metrics);
+    version::bring_forward(&*host.storage, dir, version).map_err(|e| fail(e.to_string()))?;
     tracing::info!(
         segments = recovery.segments,
         scanned_records = recovery.scanned_records,

@@ -13,6 +13,12 @@ pub(crate) struct Manifest {
     pub destinations: Vec<String>,
 }
 
+/// What every manifest begins with, whatever else a later version has in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ManifestVersion {
+    pub version: u16,
+}
+
 /// One destination's place in one lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CursorEntry {

@@ -280,6 +280,14 @@ pub enum OutboxError {
         /// What the system said.
         detail: String,
     },
+    /// A newer program wrote the store; nothing was changed.
+    #[error("the outbox is of version {found}, and this program knows versions up to {known}: start the newer program again; nothing was changed")]
+    Newer {
+        /// The version that stands there.
+        found: u16,
+        /// The newest one that is known.
+        known: u16,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -687,8 +695,8 @@ impl Outbox {
         Appended { taken, last: RecordId { lane, epoch: self.shared.epoch, sequence: last }, refused }
     }
 
-    /// Gives a lane other values from now on, found by its name. A smaller quota is kept from the next record on; a lane that becomes
-    /// `memory` answers its senders at once. Returns whether there is such a lane.
+    /// Gives a lane other values from now on, found by its name. A smaller quota is kept from the next record on. Whether it is a
+    /// `memory` lane must stay: senders may wait for syncs. Returns whether there is such a lane.
     pub fn reconfigure(&self, config: LaneConfig) -> bool {
         let Some(lane) = self.lane(&config.name) else { return false };
         self.cell(lane).lock().config = config;

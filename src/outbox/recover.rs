@@ -158,6 +158,11 @@ fn orphan(name: &str) -> LaneConfig {
 
 pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn Clock) -> Result<Recovered, OutboxError> {
     let dir = &config.dir;
+    // Before anything is touched. What cannot be understood is damage, and looked at below.
+    let stamp = storage.read(&dir.join(MANIFEST)).ok().and_then(|bytes| files::decode::<files::ManifestVersion>(&bytes));
+    if let Some(stamp) = stamp.filter(|s| s.version > VERSION) {
+        return Err(OutboxError::Newer { found: stamp.version, known: VERSION });
+    }
     storage.make_dir(dir).map_err(|e| directory("cannot make the folder", dir, &e))?;
     storage.lock(dir).map_err(|e| directory("cannot lock the folder", dir, &e))?;
     let mut report = Recovery::default();

@@ -38,6 +38,20 @@ fn open(config: OutboxConfig, storage: &SimStorage) -> (Bench, Recovery) {
     try_open(config, storage).unwrap()
 }
 
+#[test]
+fn a_newer_store_is_refused_untouched_and_a_damaged_manifest_is_not() {
+    use super::storage::Storage as _;
+    let storage = SimStorage::default();
+    let manifest = Path::new("/store/manifest");
+    drop(open(fsync(), &storage));
+    storage.replace(manifest, &files::encode(&serde_json::json!({"version": 9, "other": true})), true).unwrap();
+    let before = (storage.read(manifest).unwrap(), storage.list(Path::new("/store")).unwrap());
+    assert_eq!(try_open(fsync(), &storage).err(), Some(OutboxError::Newer { found: 9, known: 1 }));
+    assert_eq!((storage.read(manifest).unwrap(), storage.list(Path::new("/store")).unwrap()), before);
+    storage.replace(manifest, b"00000000\n{\"version\": 9}", true).unwrap();
+    assert_eq!(open(fsync(), &storage).1.set_aside.len(), 1);
+}
+
 fn try_open(config: OutboxConfig, storage: &SimStorage) -> Result<(Bench, Recovery), OutboxError> {
     let clock = Arc::new(ManualClock::at(Timestamp(1_000_000)));
     let (outbox, writer, recovery) = Outbox::open_without_thread(config, Arc::new(storage.clone()), clock.clone())?;

@@ -89,7 +89,7 @@ fn users_routes_and_lanes_change_live_and_connected_devices_stay() {
         "needs a restart: escape policy escape is new",
     ] {
         assert!(said.lines().any(|l| l == line), "{line}\n{said}");
-        assert!(node.has_logged(line), "{line}");
+        eventually(LONG, line, || node.has_logged(line));
     }
     b.closed_with(0x87);
     c.closed_with(0x87);
@@ -134,6 +134,7 @@ fn mistakes_are_all_said_and_the_node_goes_on_as_it_was() {
     let reloading = told();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
     assert_eq!(told(), "READY=1\n");
+    eventually(LONG, "the log says so", || node.has_logged("the node goes on as it was"));
     let refused: Vec<String> = node.log().into_iter().filter(|l| l.contains("not reloaded")).collect();
     assert!(refused.len() == 2 && refused[0].contains("lanes[0].name") && refused[1].contains("lanes[1].quota"), "{refused:?}");
     // A users file that cannot be read changes nothing either, though the rest is well.

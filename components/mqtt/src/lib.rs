@@ -8,6 +8,7 @@
 mod binding;
 mod connection;
 mod inbound;
+mod probe;
 mod pubsub;
 pub mod session;
 pub mod settings;

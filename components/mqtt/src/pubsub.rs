@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use selvedge::component::{
-    ComponentContext, Delivery, Fut, InitError, MessageHandler, Metadata, Properties, PubSub, PubSubError, PubSubFeature, PublishRequest, Published,
-    SubscribeRequest, SubscriptionHandle, Uplink,
+    ComponentContext, Delivery, Finding, Fut, InitError, MessageHandler, Metadata, Properties, PubSub, PubSubError, PubSubFeature, PublishRequest,
+    Published, SubscribeRequest, SubscriptionHandle, Uplink,
 };
+use selvedge::time::Timestamp;
 use selvedge::topic;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -135,6 +136,10 @@ impl PubSub for MqttPubSub {
             let subscription = subscribe(&self.connection, &filter, qos, tell, handler).await?;
             Ok(Box::new(subscription) as Box<dyn SubscriptionHandle>)
         })
+    }
+
+    fn diagnose<'a>(&'a self, now: Timestamp) -> Fut<'a, Vec<Finding>> {
+        Box::pin(crate::probe::examine(&self.connection.settings, now))
     }
 
     fn uplink(&self) -> Option<Box<dyn Uplink>> {

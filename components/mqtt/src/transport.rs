@@ -126,7 +126,7 @@ pub async fn open(settings: &Settings) -> Result<Opened, LinkFailure> {
     }
 }
 
-async fn tcp(settings: &Settings, step: &mut &str) -> Result<TcpStream, LinkFailure> {
+pub(crate) async fn tcp(settings: &Settings, step: &mut &str) -> Result<TcpStream, LinkFailure> {
     let found = tokio::net::lookup_host((settings.host.as_str(), settings.port)).await;
     let addresses: Vec<_> = match found {
         Ok(addresses) => addresses.take(MOST_ADDRESSES).collect(),
@@ -153,14 +153,14 @@ async fn tcp(settings: &Settings, step: &mut &str) -> Result<TcpStream, LinkFail
     Err(failure)
 }
 
-async fn encrypt(settings: &Settings, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<Tcp>, LinkFailure> {
+pub(crate) async fn encrypt(settings: &Settings, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<Tcp>, LinkFailure> {
     let fail = |e: io::Error| LinkFailure::new(tls::classify(&e).unwrap_or(LinkCause::TlsTrust), format!("TLS with {}: {e}", settings.peer()));
     let name = Tls::server_name(&settings.host).map_err(fail)?;
     TlsConnector::from(tls.config.clone()).connect(name, Tcp::from(tcp)).await.map_err(fail)
 }
 
 /// CONNECT and CONNACK.
-async fn greet(settings: &Settings, stream: &mut Stream) -> Result<(Vec<u8>, bool, PeerLimitsSeen), LinkFailure> {
+pub(crate) async fn greet(settings: &Settings, stream: &mut Stream) -> Result<(Vec<u8>, bool, PeerLimitsSeen), LinkFailure> {
     let io = |e: io::Error| LinkFailure::new(classify(&e), format!("{}: {e}", settings.peer()));
     let mut packet = Vec::with_capacity(128);
     let seconds = |d: Duration| u16::try_from(d.as_secs().max(1)).unwrap_or(u16::MAX);

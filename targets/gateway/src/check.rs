@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use selvedge::component::Category;
-use selvedge::outbox::WhenFull;
+use selvedge::outlook;
 use selvedge::resource::{Severity, load};
 
 use crate::flags::{Flags, UsageError};
@@ -17,6 +17,7 @@ pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {
     if folders.is_empty() {
         return Err(UsageError("check needs a folder of YAML".into()));
     }
+    let load_of_lanes = flags.load()?;
     let app_id = flags.text("app-id").unwrap_or("selvedge");
     let environment = |name: &str| std::env::var(name).ok();
     let resources = match load(&folders, app_id, std::env::var("NAMESPACE").ok().as_deref(), &environment) {
@@ -57,27 +58,9 @@ pub fn check(flags: &Flags) -> Result<ExitCode, UsageError> {
         resources.escape_policies.len(),
         if errors == 0 { "all well".to_owned() } else { format!("{errors} to mend") }
     );
-    for lane in resources.forwardings.iter().flat_map(|f| &f.lanes) {
-        // 200 bytes of payload cost about 260 on disk (decision record 0001).
-        let hours = lane.quota_bytes as f64 / 260.0 / 10.0 / 3600.0;
-        let then = match lane.when_full {
-            WhenFull::Reject => "then senders are refused",
-            WhenFull::DropOldest => "then the oldest go",
-            WhenFull::DropNewest => "then what comes is dropped",
-            WhenFull::KeepLatest => "from three quarters of it on only the newest of each topic stays",
-            WhenFull::Downsample(_) => "from three quarters of it on numbers are reduced, the oldest most",
-        };
-        println!(
-            "lane {}: {} MiB hold about {hours:.0} hours of an outage at 10 messages of 200 bytes a second; {then}",
-            lane.name,
-            lane.quota_bytes >> 20
-        );
-        if !lane.spill_after.is_zero() {
-            println!(
-                "lane {}: a kill or power cut loses what was accepted in the last {:.1} s and not delivered; on a healthy link nothing is written",
-                lane.name,
-                lane.spill_after.as_secs_f64()
-            );
+    for lane in outlook::lanes(&resources, load_of_lanes, None) {
+        for line in lane.lines(load_of_lanes) {
+            println!("{line}");
         }
     }
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -78,6 +78,13 @@ pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloade
     }
 }
 
+/// Process id of the node that answers for a data folder, as the system knows it.
+pub fn process(data_dir: &Path) -> Option<u32> {
+    let stream = BlockingStream::connect(path(data_dir)).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+}
+
 /// Asks the node of a data folder.
 pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
     let mut stream = BlockingStream::connect(path(data_dir))?;

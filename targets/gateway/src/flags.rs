@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use selvedge::outlook::Load;
 use selvedge::units;
 
 /// How a flag takes its value.
@@ -83,6 +84,8 @@ const FLAGS: &[Flag] = &[
     ("upstream", Kind::Text, true),
     ("for", Kind::Text, true),
     ("json", Kind::Switch, true),
+    ("rate", Kind::Text, true),
+    ("size", Kind::Text, true),
 ];
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.
@@ -183,6 +186,19 @@ impl Flags {
             Some(n) if n <= 0 => Ok(None),
             Some(n) => u16::try_from(n).map(Some).map_err(|_| usage(format!("--{name}: found {n}; accepted is a port from 1 to 65535"))),
         }
+    }
+
+    /// What comes in, for the arithmetic of the worst case: `--rate` in messages a second (`50` or `50/s`), `--size` in bytes of payload.
+    pub fn load(&self) -> Result<Load, UsageError> {
+        let default = Load::default();
+        let per_second = match self.text("rate") {
+            None => default.per_second,
+            Some(text) => {
+                let number = text.strip_suffix("/s").unwrap_or(text).parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0 && *n <= 1e7);
+                number.ok_or_else(|| usage(format!("--rate: found {text:?}; accepted are messages a second, such as 50/s or 0.1/s")))?
+            }
+        };
+        Ok(Load { per_second, payload_bytes: self.size("size", default.payload_bytes)? })
     }
 
     /// A size in bytes.

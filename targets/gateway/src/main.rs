@@ -7,6 +7,7 @@ mod check;
 mod components;
 mod control;
 mod demo;
+mod doctor;
 mod escape;
 mod flags;
 mod queue;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Some("check") => check::check(&flags),
         Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
         Some("queue") => queue::queue(&flags),
+        Some("doctor") => doctor::doctor(&flags),
         Some("reload") => Ok(reload::reload(&flags)),
         Some("escape") => escape::escape(&flags),
         Some("version") => {
@@ -58,9 +60,9 @@ fn main() -> ExitCode {
             help();
             Ok(ExitCode::SUCCESS)
         }
-        Some(other) => {
-            Err(flags::UsageError(format!("unknown command {other:?}; accepted are run, demo, check, status, queue, escape, reload, version, help")))
-        }
+        Some(other) => Err(flags::UsageError(format!(
+            "unknown command {other:?}; accepted are run, demo, check, status, queue, escape, doctor, reload, version, help"
+        ))),
     };
     result.unwrap_or_else(|error| {
         eprintln!("selvedge: {error}");
@@ -82,6 +84,8 @@ fn help() {
          what waits; what upstreams refused: show it, as JSON lines, try it again, drop it\n\
          selvedge escape [status|enter|leave|pin [MODE] --for TIME|report]\n                            \
          the mode of the box: show it, close all links, open them, set it, past outages\n\
+         selvedge doctor [--resources-path DIR] [--rate 50/s] [--size 200]\n                            \
+         examine the box, the upstreams and the settings: what was found and what to do\n\
          selvedge reload             read the folders of YAML again: what can change live does, the rest is named\n\
          selvedge version\n\n\
          flags (those in brackets are accepted and have no effect yet):"

@@ -11,8 +11,8 @@ use selvedge::resource::{Resources, Severity, load};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::control;
 use crate::flags::Flags;
+use crate::{control, serve_api};
 
 /// Where the resources were read from.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ impl Sources {
         let resources = load(&self.folders, &self.app_id, self.namespace.as_deref(), &environment).map_err(|e| vec![e.to_string()])?;
         let mut errors: Vec<String> = resources.problems.iter().filter(|p| p.severity != Severity::Warning).map(ToString::to_string).collect();
         errors.extend(resources.duplicate_components.clone());
-        errors.extend(resources.subscriptions.iter().filter_map(|s| selvedge::block::check_routes(s).err()).map(|e| e.to_string()));
+        errors.extend(resources.subscriptions.iter().filter_map(|s| serve_api::check_routes(s).err()).map(|e| e.to_string()));
         if errors.is_empty() { Ok(resources) } else { Err(errors) }
     }
 }
