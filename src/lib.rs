@@ -14,6 +14,7 @@ pub mod app;
 pub mod block;
 pub mod component;
 pub mod escape;
+pub mod expression;
 pub mod forward;
 pub mod hub;
 pub mod message;

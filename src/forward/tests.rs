@@ -545,7 +545,7 @@ async fn routes_give_the_topic_and_own_publishes_keep_theirs() {
         topics: vec!["sensors/#".into()],
         to: vec!["cloud".into()],
         prefix: "site7/".into(),
-        strip_prefix: String::new(),
+        ..RouteSpec::default()
     };
     let uplink = Scripted::accepting();
     let (status, _stop, _task) = rig.start(ForwarderConfig { routes: vec![route], ..rig.config() }, &uplink);

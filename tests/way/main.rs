@@ -9,5 +9,6 @@ mod configuration;
 mod escape;
 mod queue;
 mod reload;
+mod routes;
 mod way;
 mod wire;
