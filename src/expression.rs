@@ -24,17 +24,12 @@ mod with_cel {
     }
 
     /// Values of variables. Making one costs some microseconds: one serves all expressions over a message.
+    #[derive(Default)]
     pub struct Scope(Context<'static, 'static>);
 
     impl std::fmt::Debug for Scope {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("Scope").finish_non_exhaustive()
-        }
-    }
-
-    impl Default for Scope {
-        fn default() -> Self {
-            Self(Context::default())
         }
     }
 

@@ -139,7 +139,7 @@ pub(super) fn secondary(config: &NodeConfig) -> Option<&UpstreamSpec> {
 }
 
 /// The secondary takes lanes of the policy's primaries over, as the primaries' forwarders lend them.
-fn stand_ins(config: &NodeConfig, hub: &Hub, forwarders: &mut [(ForwarderConfig, Box<dyn Uplink>)]) -> Result<(), NodeError> {
+fn stand_ins(config: &NodeConfig, hub: &Hub, forwarders: &mut [Draft]) -> Result<(), NodeError> {
     let Some(spec) = secondary(config) else { return Ok(()) };
     let known = hub.outbox().lanes();
     if let Some(unknown) = spec.lanes.iter().find(|name| known.iter().all(|(_, n)| n != *name)) {
@@ -211,6 +211,9 @@ fn local_destination(route: &RouteSpec) -> String {
     let parts = [route.from.as_str(), &route.topics.join(","), &route.to.join(","), &route.strip_prefix, &route.prefix];
     format!("{LOCAL_ROUTES}{}-{:08x}", route.from, crc32fast::hash(parts.join("\n").as_bytes()))
 }
+
+/// A forwarder that is not made yet.
+type Draft = (ForwarderConfig, Box<dyn Uplink>);
 
 /// A forwarder for each pub/sub that can be one.
 fn drafts(config: &NodeConfig, hub: &Hub, components: &Components, spaces: &BTreeSet<String>) -> Result<Vec<Draft>, NodeError> {
