@@ -10,12 +10,14 @@ mod consumer;
 mod quarantine;
 mod retained;
 mod routing;
+mod shard;
 mod when;
 
 pub use consumer::{Consumer, LaneRun};
 pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
-pub use routing::{HubRoute, LaneRule, LiveSink, LiveSubscription, RouteRule};
+pub use routing::{HubRoute, LaneRule, LiveSink, LiveSubscription, RouteRule, Shard};
+pub use shard::ShardKey;
 pub use when::{Payload, When};
 
 use std::sync::atomic::{AtomicU32, Ordering};

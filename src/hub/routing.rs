@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use smallvec::SmallVec;
 
 use super::Hub;
+use super::shard::ShardKey;
 use super::when::{Payload, When};
 use crate::escape::Mode;
 use crate::message::{Inbound, Message};
@@ -58,6 +59,34 @@ pub struct RouteRule {
     pub when: Option<When>,
     /// Who gets what takes it.
     pub destinations: SmallVec<[DestinationId; 2]>,
+    /// Beside these, one of several upstreams.
+    pub shard: Option<Shard>,
+}
+
+/// Upstreams that share the messages of a route.
+#[derive(Debug)]
+pub struct Shard {
+    /// By what.
+    pub key: ShardKey,
+    /// Name and destination of each.
+    pub members: Vec<(String, DestinationId)>,
+}
+
+impl RouteRule {
+    /// Whether topic and mode alone do not decide.
+    fn asks_each(&self) -> bool {
+        self.when.as_ref().is_some_and(When::reads_payload) || self.shard.as_ref().is_some_and(|s| s.key != ShardKey::Topic)
+    }
+
+    /// Adds who gets a message that takes the route.
+    fn add_to(&self, all: &mut Destinations, message: &Inbound<'_>, payload: &Payload<'_>) {
+        add(all, &self.destinations);
+        if let Some(shard) = &self.shard
+            && let Some(at) = shard.key.pick(message, payload, shard.members.iter().map(|(name, _)| name.as_str()))
+        {
+            add(all, &[shard.members[at].1]);
+        }
+    }
 }
 
 /// A route, as the hub knows it.
@@ -102,7 +131,7 @@ impl Route {
         let mut destinations = self.destinations.clone();
         for rule in &self.rules {
             if rule.when.as_ref().is_none_or(|when| when.holds(self.mode, message.topic, &payload)) {
-                add(&mut destinations, &rule.destinations);
+                rule.add_to(&mut destinations, message, &payload);
             }
         }
         Arc::new(Self { lane: self.lane, destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
@@ -139,15 +168,16 @@ impl Routing {
         let mut route = Route { lane, destinations: SmallVec::new(), live: Vec::new(), rules: SmallVec::new(), mode: self.mode };
         if let Some(space) = self.spaces.get(pubsub) {
             space.durable.each_match(topic, |d| add(&mut route.destinations, &[*d]));
-            space.routes.each_match(topic, |rule| match &rule.when {
-                Some(when) if when.reads_payload() => {
+            let nothing = Payload::new(&[]);
+            space.routes.each_match(topic, |rule| {
+                if rule.asks_each() {
                     // Several filters of a route may cover the topic.
                     if !route.rules.iter().any(|r| Arc::ptr_eq(r, rule)) {
                         route.rules.push(rule.clone());
                     }
+                } else if rule.when.as_ref().is_none_or(|when| when.holds(self.mode, topic, &nothing)) {
+                    rule.add_to(&mut route.destinations, &Inbound::new(topic, &[]), &nothing);
                 }
-                Some(when) if !when.holds(self.mode, topic, &Payload::new(&[])) => {}
-                _ => add(&mut route.destinations, &rule.destinations),
             });
             space.live.each_match(topic, |l| route.live.push(l.clone()));
         }

@@ -14,7 +14,7 @@ use super::local_routes::{Inside, LocalRoutes};
 use super::{Components, Host, MAX_PRIMARIES, NodeConfig, NodeError, is_space, upstream_destination};
 use crate::component::Uplink;
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, StandIn};
-use crate::hub::{Hub, HubRoute, NOTICES, QUARANTINE, RouteRule, When};
+use crate::hub::{Hub, HubRoute, NOTICES, QUARANTINE, RouteRule, Shard, When};
 use crate::outbox::{DestinationId, LaneId};
 use crate::resource::{Resources, RouteSpec, UpstreamRole, UpstreamSpec};
 use crate::telemetry::Metrics;
@@ -90,7 +90,11 @@ impl RouteTable {
         let (mut routes, mut inside) = (Vec::new(), Vec::<Inside>::new());
         for route in resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| self.spaces.contains(&r.from)) {
             let fail = |e: &dyn std::fmt::Display| format!("the route from {:?} to {:?} cannot be set up: {e}", route.from, route.to);
-            let mut destinations: SmallVec<[DestinationId; 2]> = route.to.iter().filter_map(|to| self.upstreams.get(to).copied()).collect();
+            let upstreams = route.to.iter().filter_map(|to| self.upstreams.get(to).map(|id| (to.clone(), *id)));
+            let (mut destinations, shard): (SmallVec<[DestinationId; 2]>, Option<Shard>) = match &route.shard {
+                Some(key) => (SmallVec::new(), Some(Shard { key: key.clone(), members: upstreams.collect() })),
+                None => (upstreams.map(|(_, id)| id).collect(), None),
+            };
             let to: Vec<String> = route.to.iter().filter(|t| self.spaces.contains(*t)).cloned().collect();
             if !to.is_empty() {
                 let destination = self.hub.destination(&local_destination(route)).map_err(|e| fail(&e))?;
@@ -101,7 +105,7 @@ impl RouteTable {
                 }
             }
             let when = self.counts.when(route).map_err(|e| fail(&e))?;
-            routes.push(HubRoute { from: route.from.clone(), topics: route.topics.clone(), rule: Arc::new(RouteRule { when, destinations }) });
+            routes.push(HubRoute { from: route.from.clone(), topics: route.topics.clone(), rule: Arc::new(RouteRule { when, destinations, shard }) });
         }
         self.hub.set_routes(&routes).map_err(|e| e.to_string())?;
         self.local.send_replace(inside);

@@ -13,7 +13,7 @@ use super::spec::{
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
-use crate::hub::{NOTICES, QUARANTINE, When};
+use crate::hub::{NOTICES, QUARANTINE, ShardKey, When};
 use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull};
 use crate::topic;
 use crate::units;
@@ -200,10 +200,25 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
             findings.add(Severity::Error, *line, &fields.key("when"), error);
         }
         let when = when.map(|(t, _)| t).unwrap_or_default();
+        let shards = fields.parsed("deliver", false, findings, |t| match t {
+            "both" => Ok(false),
+            "shard" => Ok(true),
+            _ => Err("both (each upstream gets everything) or shard".to_owned()),
+        });
+        let key = fields.text("shardBy", findings);
+        if let (Some((_, line)), false) = (&key, shards) {
+            findings.add(Severity::Error, *line, &fields.key("shardBy"), "is for deliver: shard");
+        }
+        let shard = key.map_or(Ok(ShardKey::Topic), |(text, line)| {
+            ShardKey::parse(&text).inspect_err(|accepted| {
+                findings.add(Severity::Error, line, &fields.key("shardBy"), format!("found {text:?}; accepted is {accepted}"));
+            })
+        });
+        let shard = shard.ok().filter(|_| shards);
         let origin = Origin { file: findings.file.clone(), line: fields.line(), key: fields.path().to_owned() };
         fields.finish(findings);
         if let Some((from, _)) = from {
-            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when });
+            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, shard });
         }
     }
     let mut lanes = Vec::new();

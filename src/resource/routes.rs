@@ -82,6 +82,9 @@ pub(super) fn check(resources: &mut Resources) {
             found.push(problem(route, format!("leads from {:?} to {to:?}; accepted is a route with local at one end", route.from)));
         }
     }
+    for route in all.iter().filter(|r| r.shard.is_some() && r.to.iter().filter(|t| !is_local(t)).count() < 2) {
+        found.push(problem(route, "says deliver: shard; accepted is that with at least two upstreams in to".to_owned()));
+    }
     for (at, route) in inside.iter().enumerate() {
         if let Some(way) = way_back(&inside, at) {
             let steps: Vec<String> =

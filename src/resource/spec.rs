@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::key_source::KeySource;
 use crate::escape::ModeConfig;
+use crate::hub::ShardKey;
 use crate::outbox::storage::Space;
 use crate::outbox::{Durability, WhenFull};
 
@@ -229,6 +230,8 @@ pub struct RouteSpec {
     pub strip_prefix: String,
     /// In which modes, or for which messages, it is taken: what [`crate::hub::When`] reads; empty = always.
     pub when: String,
+    /// Its upstreams share the messages by this; without it each gets all.
+    pub shard: Option<ShardKey>,
 }
 
 impl RouteSpec {

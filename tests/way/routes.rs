@@ -152,6 +152,8 @@ spec:
     - {from: local, topics: ["c"], to: [local], prefix: "d/", when: islnd}
     - {from: local, topics: ["c"], to: [local], prefix: "e/", when: "temperature > 3"}
     - {from: local, topics: ["c"], to: [local], prefix: "f/", when: "payload.n >"}
+    - {from: local, topics: ["c"], to: [local], prefix: "g/", deliver: shard}
+    - {from: local, topics: ["c"], to: [local], prefix: "h/", deliver: shard, shardBy: header}
 "##,
     );
     let output = Command::new(binary()).arg("check").arg(place.resources()).output().unwrap();
@@ -164,7 +166,84 @@ spec:
         "node.yaml:10: spec.routes[3].when found \"islnd\"; accepted is a list of normal",
         "node.yaml:11: spec.routes[4].when found the name \"temperature\"",
         "node.yaml:12: spec.routes[5].when found \"payload.n >\"",
+        "node.yaml:13: spec.routes[6] says deliver: shard; accepted is that with at least two upstreams",
+        "node.yaml:14: spec.routes[7].shardBy found \"header\"; accepted is topic, property:NAME",
     ] {
         assert!(said.contains(part), "{part}\nin\n{said}");
     }
+}
+
+/// What a broker has for its subscriber, until there are so many.
+fn all(client: &mut Client, count: usize) -> Vec<(String, String)> {
+    (0..count).map(|_| next(client, "")).collect()
+}
+
+#[test]
+fn two_upstreams_share_a_route_and_one_that_is_away_gets_its_share_when_it_is_back() {
+    let (one, two) = (Mosquitto::start(), Mosquitto::start());
+    let proxy = Proxy::to(two.port);
+    let devices = free_port();
+    let component = |name: &str, port: u16| {
+        format!(
+            "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: {name}}}\n\
+             spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: \"mqtt://127.0.0.1:{port}\"}}]}}\n---\n"
+        )
+    };
+    let place = Place::new(&format!(
+        r#"{}{}
+apiVersion: selvedge/v1alpha1
+kind: Listener
+metadata: {{name: devices}}
+spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes:
+    - {{from: local, topics: ["sensors/#"], to: [site-a, site-b], deliver: shard}}
+    - {{from: local, topics: ["orders/#"], to: [site-a, site-b], deliver: shard, shardBy: "payload:customer"}}
+"#,
+        component("site-a", one.port),
+        component("site-b", proxy.port)
+    ));
+    let node = place.start();
+    let mut sites = [Client::connect(one.port, "s", true).unwrap(), Client::connect(two.port, "s", true).unwrap()];
+    for site in &mut sites {
+        site.subscribe("#").unwrap();
+    }
+    eventually(LONG, "both links are up", || node.link("site-a") == "up" && node.link("site-b") == "up");
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    let accepted = |node: &Node| [node.ledger("upstream/site-a", "accepted") as usize, node.ledger("upstream/site-b", "accepted") as usize];
+    proxy.set(Fault::Refuse);
+    eventually(LONG, "one is away", || node.link("site-b") != "up");
+    for n in 0..200 {
+        device.publish(&format!("sensors/{}", n % 40), format!("{n}").as_bytes()).unwrap();
+        device.publish(&format!("orders/{n}"), format!(r#"{{"customer":"c{}","n":{n}}}"#, n % 20).as_bytes()).unwrap();
+    }
+    let shares = accepted(&node);
+    assert_eq!(shares[0] + shares[1], 400, "each at one of them: {shares:?}");
+    assert!(shares.iter().all(|n| *n > 80), "{shares:?}");
+    eventually(LONG, "the one that is there has its share", || node.ledger("upstream/site-a", "queued") == 0);
+    assert_eq!(node.ledger("upstream/site-b", "delivered"), 0, "the share of the other one waits for it");
+    proxy.set(Fault::None);
+    eventually(LONG, "the other one has its share", || node.ledger("upstream/site-b", "queued") == 0);
+    let [mut at_one, mut at_two] = sites;
+    let seen = [all(&mut at_one, shares[0]), all(&mut at_two, shares[1])];
+    for key in ["sensors/", "customer"] {
+        // A topic, or a customer, is at one site alone.
+        let of = |site: &[(String, String)]| {
+            let name = |(topic, payload): &(String, String)| match key {
+                "sensors/" => topic.starts_with(key).then(|| topic.clone()),
+                _ => payload.split('"').nth(3).map(str::to_owned),
+            };
+            site.iter().filter_map(name).collect::<std::collections::BTreeSet<_>>()
+        };
+        let (a, b) = (of(&seen[0]), of(&seen[1]));
+        assert!(!a.is_empty() && !b.is_empty() && a.is_disjoint(&b), "{key}: {a:?} and {b:?}");
+    }
+    let mut union: Vec<&(String, String)> = seen.iter().flatten().collect();
+    union.sort();
+    union.dedup();
+    assert_eq!(union.len(), 400, "together they have everything");
 }
