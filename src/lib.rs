@@ -15,6 +15,7 @@ pub mod block;
 pub mod certificate;
 pub mod component;
 pub mod escape;
+pub mod expression;
 pub mod forward;
 pub mod hub;
 pub mod message;

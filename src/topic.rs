@@ -97,6 +97,23 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     }
 }
 
+/// Whether some topic is covered by both filters.
+#[must_use]
+pub fn overlap(one: &str, other: &str) -> bool {
+    fn levels(one: &[&str], other: &[&str]) -> bool {
+        match (one.split_first(), other.split_first()) {
+            (None, None) => true,
+            (Some((&"#", _)), _) | (_, Some((&"#", _))) => true,
+            (Some((a, one)), Some((b, other))) => (a == b || *a == "+" || *b == "+") && levels(one, other),
+            _ => false,
+        }
+    }
+    let (one, other): (Vec<&str>, Vec<&str>) = (one.split('/').collect(), other.split('/').collect());
+    // Wildcards do not cover topics that begin with `$` (section 4.7.2).
+    let hidden = |a: &[&str], b: &[&str]| a[0].starts_with('$') && (b[0] == "+" || b[0] == "#");
+    !hidden(&one, &other) && !hidden(&other, &one) && levels(&one, &other)
+}
+
 /// A tree of topic filters, each with any number of values.
 #[derive(Debug)]
 pub struct TopicTree<T> {
@@ -226,6 +243,23 @@ mod tests {
             let mut expected: Vec<&str> = FILTERS.iter().copied().filter(|f| matches(f, topic)).collect();
             expected.sort_unstable();
             assert_eq!(found, expected, "topic {topic}");
+        }
+    }
+
+    #[test]
+    fn filters_overlap_when_a_topic_is_covered_by_both() {
+        let names = ["a", "b", "a/a", "a/b", "b/a", "a/b/a", "$x", "$x/a", "", "/a"];
+        let filters = ["#", "+", "a", "a/#", "a/+", "+/a", "+/+", "a/b", "b", "b/+/a", "$x/#", "$x", "/+", "a/b/#", "+/b/a", "+/+/+"];
+        for one in filters {
+            for other in filters {
+                let covered = names.iter().any(|t| matches(one, t) && matches(other, t));
+                assert!(!covered || overlap(one, other), "{one} and {other}");
+                assert_eq!(overlap(one, other), overlap(other, one), "{one} and {other}");
+            }
+        }
+        for (one, other, both) in [("a/+", "b/+", false), ("a/#", "a", true), ("+/+/+", "b/+/a", true), ("b/+/a", "a/#", false), ("#", "$x/#", false)]
+        {
+            assert_eq!(overlap(one, other), both, "{one} and {other}");
         }
     }
 

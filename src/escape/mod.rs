@@ -12,5 +12,5 @@ mod tests;
 pub use backoff::{Backoff, BackoffConfig, SplitMix};
 pub use handover::{Handover, HandoverOrders, HandoverSight};
 pub use link::{LinkAction, LinkActions, LinkConfig, LinkEvent, LinkMachine, LinkState, fences};
-pub use mode::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, SavedMode, Situation};
+pub use mode::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, ModeSet, SavedMode, Situation};
 pub use outage::Outage;

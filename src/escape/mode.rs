@@ -73,6 +73,34 @@ impl Mode {
     }
 }
 
+/// Some of the modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ModeSet(u8);
+
+impl ModeSet {
+    /// Reads a list of words separated by commas; `island` stands for all modes in which the box works alone.
+    ///
+    /// # Errors
+    /// The word that is no mode, and what is accepted.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut set = Self::default();
+        for word in text.split(',').map(str::trim) {
+            let unknown = || format!("found {word:?}; accepted is a list of {}", Mode::ALL.map(Mode::as_str).join(", "));
+            let mode = Mode::parse(word).ok_or_else(unknown)?;
+            for also in Mode::ALL.into_iter().filter(|m| *m == mode || (mode == Mode::Island && m.is_island())) {
+                set.0 |= 1 << also as u8;
+            }
+        }
+        Ok(set)
+    }
+
+    /// Whether the mode is one of them.
+    #[must_use]
+    pub fn contains(self, mode: Mode) -> bool {
+        self.0 & (1 << mode as u8) != 0
+    }
+}
+
 /// When modes change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModeConfig {

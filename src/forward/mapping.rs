@@ -50,6 +50,7 @@ mod tests {
             to: vec!["cloud".into()],
             prefix: prefix.into(),
             strip_prefix: strip.into(),
+            ..RouteSpec::default()
         }
     }
 

@@ -523,11 +523,14 @@ async fn slow_and_overdue_answers_degrade_the_link_and_what_is_new_still_counts_
     let uplink = Scripted::accepting();
     let (status, _stop, _task) = rig.start(rig.config(), &uplink);
     until(|| status.state() == LinkState::Up).await;
+    // A quick answer first: without one the link might be far away instead of slow.
+    rig.accept("cloud", "t", 0..1);
+    until(|| status.snapshot().acknowledged == 1).await;
     let start = uplink.peer().start;
     uplink.peer().hold_until = start.elapsed() + Duration::from_secs(4);
-    rig.accept("cloud", "t", 0..1);
+    rig.accept("cloud", "t", 1..2);
     until(|| status.state() == LinkState::Degraded).await;
-    assert_eq!((status.snapshot().cause, status.snapshot().acknowledged, status.is_behind()), (Some(LinkCause::Slow), 0, false), "before it comes");
+    assert_eq!((status.snapshot().cause, status.snapshot().acknowledged, status.is_behind()), (Some(LinkCause::Slow), 1, false), "before it comes");
     let overdue = start.elapsed();
     assert!(overdue < Duration::from_secs(2), "{overdue:?}");
     until(|| status.state() == LinkState::Up).await;
@@ -545,7 +548,7 @@ async fn routes_give_the_topic_and_own_publishes_keep_theirs() {
         topics: vec!["sensors/#".into()],
         to: vec!["cloud".into()],
         prefix: "site7/".into(),
-        strip_prefix: String::new(),
+        ..RouteSpec::default()
     };
     let uplink = Scripted::accepting();
     let (status, _stop, _task) = rig.start(ForwarderConfig { routes: vec![route], ..rig.config() }, &uplink);

@@ -10,17 +10,23 @@ mod consumer;
 mod quarantine;
 mod retained;
 mod routing;
+mod shard;
+mod when;
 
 pub use consumer::{Consumer, LaneRun};
 pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
-pub use routing::{LaneRule, LiveSink, LiveSubscription};
+pub use routing::{HubRoute, LaneRule, LiveSink, LiveSubscription, RouteRule, Shard};
+pub use shard::ShardKey;
+pub use when::{Payload, When};
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
 
 use smallvec::SmallVec;
 
 use crate::component::{Fut, Table, TableError};
+use crate::escape::Mode;
 use crate::message::{Attributes, Inbound, Message};
 use crate::outbox::{DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
 use crate::time::Clock;
@@ -184,7 +190,7 @@ impl Hub {
                 done.refused = Some(AcceptError::Topic { topic: message.topic.chars().take(256).collect(), source });
                 break; // those before it are taken below
             }
-            routes.push(self.route(pubsub, message.topic));
+            routes.push(self.route(pubsub, message.topic).decide(message));
         }
         // Neighbours that go to the same lane are one append.
         let mut start = 0;
@@ -365,6 +371,29 @@ impl Hub {
         topic::check_filter(filter)?;
         self.change_routing(|routing| routing.bind(destination, pubsub, filter));
         Ok(())
+    }
+
+    /// These are the routes from now on, instead of those before: messages take them if their conditions hold when they are accepted.
+    ///
+    /// # Errors
+    /// The filter that breaks MQTT's rules; then the routes are as they were.
+    pub fn set_routes(&self, routes: &[HubRoute]) -> Result<(), TopicError> {
+        for filter in routes.iter().flat_map(|r| &r.topics) {
+            topic::check_filter(filter)?;
+        }
+        self.change_routing(|routing| routing.set_routes(routes));
+        Ok(())
+    }
+
+    /// The mode of the box has changed: routes may be taken now that were not, and the other way round.
+    pub fn set_mode(&self, mode: Mode) {
+        self.change_routing(|routing| routing.set_mode(mode));
+    }
+
+    /// The mode of the box, as routes see it.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.shared.routing.read().unwrap_or_else(std::sync::PoisonError::into_inner).mode()
     }
 
     /// Undoes [`bind`](Self::bind). What is stored already stays queued.

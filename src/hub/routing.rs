@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use smallvec::SmallVec;
 
 use super::Hub;
-use crate::message::Message;
+use super::shard::ShardKey;
+use super::when::{Payload, When};
+use crate::escape::Mode;
+use crate::message::{Inbound, Message};
 use crate::outbox::{DestinationId, LaneId};
 use crate::topic::{self, TopicTree};
 
@@ -49,16 +52,96 @@ pub(super) struct Live {
     pub(super) sink: Arc<dyn LiveSink>,
 }
 
+/// Where a route leads, and when.
+#[derive(Debug)]
+pub struct RouteRule {
+    /// Without it the route is always taken.
+    pub when: Option<When>,
+    /// Who gets what takes it.
+    pub destinations: SmallVec<[DestinationId; 2]>,
+    /// Beside these, one of several upstreams.
+    pub shard: Option<Shard>,
+}
+
+/// Upstreams that share the messages of a route.
+#[derive(Debug)]
+pub struct Shard {
+    /// By what.
+    pub key: ShardKey,
+    /// Name and destination of each.
+    pub members: Vec<(String, DestinationId)>,
+}
+
+impl RouteRule {
+    /// Whether topic and mode alone do not decide.
+    fn asks_each(&self) -> bool {
+        self.when.as_ref().is_some_and(When::reads_payload) || self.shard.as_ref().is_some_and(|s| s.key != ShardKey::Topic)
+    }
+
+    /// Adds who gets a message that takes the route.
+    fn add_to(&self, all: &mut Destinations, message: &Inbound<'_>, payload: &Payload<'_>) {
+        add(all, &self.destinations);
+        if let Some(shard) = &self.shard
+            && let Some(at) = shard.key.pick(message, payload, shard.members.iter().map(|(name, _)| name.as_str()))
+        {
+            add(all, &[shard.members[at].1]);
+        }
+    }
+}
+
+/// A route, as the hub knows it.
+#[derive(Debug, Clone)]
+pub struct HubRoute {
+    /// The pub/sub that messages come from.
+    pub from: String,
+    /// Topic filters.
+    pub topics: Vec<String>,
+    /// Where it leads.
+    pub rule: Arc<RouteRule>,
+}
+
+/// Destinations of one message; each once.
+type Destinations = SmallVec<[DestinationId; 4]>;
+
+fn add(all: &mut Destinations, more: &[DestinationId]) {
+    for destination in more {
+        if !all.contains(destination) {
+            all.push(*destination);
+        }
+    }
+}
+
 /// The decision for one topic.
 pub(super) struct Route {
     pub(super) lane: LaneId,
-    pub(super) destinations: SmallVec<[DestinationId; 4]>,
+    pub(super) destinations: Destinations,
     pub(super) live: Vec<Live>,
+    /// What has to be decided for each message; most often nothing.
+    rules: SmallVec<[Arc<RouteRule>; 1]>,
+    mode: Mode,
+}
+
+impl Route {
+    /// The decision for one message of the topic.
+    pub(super) fn decide(self: Arc<Self>, message: &Inbound<'_>) -> Arc<Self> {
+        if self.rules.is_empty() {
+            return self;
+        }
+        let payload = Payload::new(message.payload);
+        let mut destinations = self.destinations.clone();
+        for rule in &self.rules {
+            if rule.when.as_ref().is_none_or(|when| when.holds(self.mode, message.topic, &payload)) {
+                rule.add_to(&mut destinations, message, &payload);
+            }
+        }
+        Arc::new(Self { lane: self.lane, destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
+    }
 }
 
 #[derive(Default)]
 struct Space {
     durable: TopicTree<DestinationId>,
+    routes: TopicTree<Arc<RouteRule>>,
     live: TopicTree<Live>,
 }
 
@@ -68,11 +151,12 @@ pub(super) struct Routing {
     spaces: HashMap<String, Space>,
     bindings: HashMap<DestinationId, Vec<(String, String)>>,
     next_live: u64,
+    mode: Mode,
 }
 
 impl Routing {
     pub(super) fn new(rules: Vec<(LaneId, Vec<String>)>, default: LaneId) -> Self {
-        Self { rules, default, spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0 }
+        Self { rules, default, spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0, mode: Mode::Bootstrap }
     }
 
     pub(super) fn set_rules(&mut self, rules: Vec<(LaneId, Vec<String>)>) {
@@ -81,11 +165,18 @@ impl Routing {
 
     pub(super) fn resolve(&self, pubsub: &str, topic: &str) -> Route {
         let lane = self.rules.iter().find(|(_, filters)| filters.iter().any(|f| topic::matches(f, topic))).map_or(self.default, |(lane, _)| *lane);
-        let mut route = Route { lane, destinations: SmallVec::new(), live: Vec::new() };
+        let mut route = Route { lane, destinations: SmallVec::new(), live: Vec::new(), rules: SmallVec::new(), mode: self.mode };
         if let Some(space) = self.spaces.get(pubsub) {
-            space.durable.each_match(topic, |d| {
-                if !route.destinations.contains(d) {
-                    route.destinations.push(*d);
+            space.durable.each_match(topic, |d| add(&mut route.destinations, &[*d]));
+            let nothing = Payload::new(&[]);
+            space.routes.each_match(topic, |rule| {
+                if rule.asks_each() {
+                    // Several filters of a route may cover the topic.
+                    if !route.rules.iter().any(|r| Arc::ptr_eq(r, rule)) {
+                        route.rules.push(rule.clone());
+                    }
+                } else if rule.when.as_ref().is_none_or(|when| when.holds(self.mode, topic, &nothing)) {
+                    rule.add_to(&mut route.destinations, &Inbound::new(topic, &[]), &nothing);
                 }
             });
             space.live.each_match(topic, |l| route.live.push(l.clone()));
@@ -113,6 +204,25 @@ impl Routing {
             bound.push(pair);
             self.space(pubsub).durable.insert(filter, destination);
         }
+    }
+
+    pub(super) fn set_routes(&mut self, routes: &[HubRoute]) {
+        for space in self.spaces.values_mut() {
+            space.routes = TopicTree::new();
+        }
+        for route in routes {
+            for filter in &route.topics {
+                self.space(&route.from).routes.insert(filter, route.rule.clone());
+            }
+        }
+    }
+
+    pub(super) fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
     }
 
     pub(super) fn unbind(&mut self, destination: DestinationId, pubsub: &str, filter: &str) {

@@ -285,6 +285,7 @@ impl Escape {
             view,
             orders,
         };
+        this.at.hub.set_mode(this.machine.mode());
         this.order_links();
         (this, EscapeHandle { view: seen, orders: give })
     }
@@ -590,6 +591,7 @@ impl Escape {
     }
 
     async fn changed(&mut self, from: Mode, to: Mode) {
+        self.at.hub.set_mode(to);
         self.meters.show(to);
         self.meters.changes.get_or_create(&ModeLabel { mode: to.as_str() }).inc();
         self.refresh_view();

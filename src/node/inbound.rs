@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::routes::RouteMetrics;
 use crate::component::{Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, is_truthy};
-use crate::hub::Hub;
+use crate::hub::{Hub, Payload, When};
 use crate::message::{Attributes, Inbound};
 use crate::resource::RouteSpec;
 
@@ -23,12 +24,13 @@ pub(super) struct InboundRoutes {
     wanted: watch::Receiver<Vec<Inward>>,
     sources: BTreeMap<String, Arc<dyn PubSub>>,
     hub: Hub,
+    counts: RouteMetrics,
 }
 
 impl InboundRoutes {
     /// `sources` are the pub/subs that messages may come from, by name.
-    pub(super) fn new(wanted: watch::Receiver<Vec<Inward>>, sources: BTreeMap<String, Arc<dyn PubSub>>, hub: Hub) -> Self {
-        Self { wanted, sources, hub }
+    pub(super) fn new(wanted: watch::Receiver<Vec<Inward>>, sources: BTreeMap<String, Arc<dyn PubSub>>, hub: Hub, counts: RouteMetrics) -> Self {
+        Self { wanted, sources, hub, counts }
     }
 
     /// Runs until `stop` resolves.
@@ -45,7 +47,16 @@ impl InboundRoutes {
                 }
                 let Some(from) = self.sources.get(&route.from) else { continue };
                 let (end, ended) = oneshot::channel();
-                let one = InboundRoute { route: route.clone(), to: to.clone(), from: from.clone(), hub: self.hub.clone() };
+                let when = match self.counts.when(&route) {
+                    Ok(when) => when,
+                    Err(error) => {
+                        // It was read when the resources were.
+                        tracing::error!(from = %route.from, error, "an inbound route is left out");
+                        continue;
+                    }
+                };
+                let carrier = Arc::new(Carrier { route: route.clone(), to: to.clone(), when, hub: self.hub.clone() });
+                let one = InboundRoute { carrier, from: from.clone() };
                 tasks.spawn(one.run(Box::pin(async move {
                     let _ = ended.await;
                 })));
@@ -68,21 +79,23 @@ impl InboundRoutes {
 
 /// One route.
 struct InboundRoute {
-    route: RouteSpec,
-    to: String,
+    carrier: Arc<Carrier>,
     from: Arc<dyn PubSub>,
-    hub: Hub,
 }
 
 struct Carrier {
     route: RouteSpec,
     to: String,
+    when: Option<When>,
     hub: Hub,
 }
 
 impl MessageHandler for Carrier {
     fn handle<'a>(&'a self, message: Delivery) -> Fut<'a, Result<(), HandlerError>> {
         Box::pin(async move {
+            if self.when.as_ref().is_some_and(|when| !when.holds(self.hub.mode(), &message.topic, &Payload::new(&message.data))) {
+                return Ok(());
+            }
             let topic = self.route.map_topic(&message.topic);
             let user: Vec<(&str, &str)> =
                 message.metadata.iter().filter(|(k, _)| k.as_str() != "retained").map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -101,12 +114,11 @@ impl InboundRoute {
     async fn run(self, stop: Fut<'static, ()>) {
         tokio::pin!(stop);
         let mut handles = Vec::new();
-        for topic in &self.route.topics {
-            let handler = Arc::new(Carrier { route: self.route.clone(), to: self.to.clone(), hub: self.hub.clone() });
+        for topic in &self.carrier.route.topics {
             loop {
                 let request = SubscribeRequest { topic: topic.clone(), ..SubscribeRequest::default() };
                 let subscribed = tokio::select! {
-                    subscribed = self.from.subscribe(request, handler.clone()) => subscribed,
+                    subscribed = self.from.subscribe(request, self.carrier.clone()) => subscribed,
                     () = &mut stop => return,
                 };
                 match subscribed {
@@ -115,7 +127,7 @@ impl InboundRoute {
                         break;
                     }
                     Err(error) => {
-                        tracing::warn!(from = %self.route.from, topic, error = %error, "an inbound route could not subscribe; trying again");
+                        tracing::warn!(from = %self.carrier.route.from, topic, error = %error, "an inbound route could not subscribe; trying again");
                         tokio::select! {
                             () = tokio::time::sleep(RETRY) => {}
                             () = &mut stop => return,

@@ -7,9 +7,11 @@ mod components;
 mod encrypted;
 mod escape;
 mod inbound;
+mod local_routes;
 mod mode_store;
 mod readings;
 mod reload;
+mod routes;
 mod store;
 mod tombstones;
 mod version;
@@ -23,13 +25,12 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
+use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables};
 use crate::escape::Handover;
-use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, ForwarderStatus, StandIn};
-use crate::hub::{Hub, NOTICES, QUARANTINE};
-use crate::outbox::LaneId;
+use crate::forward::{Forwarder, ForwarderStatus};
+use crate::hub::Hub;
 use crate::outbox::storage::Storage;
-use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole, UpstreamSpec};
+use crate::resource::{ComponentSpec, ConfigurationSpec, Resources};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -131,9 +132,8 @@ pub struct Node {
     transactions: Option<Arc<dyn Table>>,
     components: Components,
     listeners: Vec<(String, Box<dyn BoundListener>)>,
-    forwarders: Vec<Forwarder>,
+    routes: routes::Routes,
     escape: Option<(escape::Escape, EscapeHandle)>,
-    inbound: Option<inbound::InboundRoutes>,
     reload: ReloadHandle,
     readings: Vec<readings::Readings>,
     started: Timestamp,
@@ -275,19 +275,13 @@ impl Node {
             let local = (host.make_local)("local", &config.app_id, hub.clone(), &host.metrics);
             components.add_local(local);
         }
-        let (forwarders, inbound) = match &hub {
-            Some(hub) => routes(&config, &host, hub, &components)?,
-            None => (Vec::new(), Vec::new()),
-        };
-        let (inbound_wanted, wanted) = watch::channel(inbound);
-        let sources = components.pubsub.iter().map(|(name, p)| (name.clone(), p.item.clone())).collect();
-        let inbound = hub.as_ref().map(|hub| inbound::InboundRoutes::new(wanted, sources, hub.clone()));
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &forwarders, &components, set_aside));
+        let mut routes = hub.as_ref().map(|hub| routes::set_up(&config, &host, hub, &components)).transpose()?.unwrap_or_default();
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, set_aside));
         if let Some((_, handle)) = &escape {
-            let store = mode_store::ModeStore::new(handle, forwarders.iter().map(Forwarder::status).collect());
+            let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
         }
-        let outboxed: BTreeSet<String> = forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
+        let outboxed: BTreeSet<String> = routes.forwarders.iter().map(|f| f.status().snapshot().upstream).collect();
         let readings = readings(&components, hub.as_ref(), &outboxed, escape.as_ref().map(|(_, handle)| handle))?;
         let mut listeners = Vec::new();
         if let (Some(hub), Some(tables)) = (&hub, &tables) {
@@ -314,18 +308,17 @@ impl Node {
             }
             _ => None,
         };
-        let spaces = components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect();
         let reload = ReloadHandle::new(reload::Parts {
             running: Resources { problems: Vec::new(), ..config.resources.clone() },
             hub: hub.clone(),
             listeners: listeners.iter().filter_map(|(name, bound)| Some((name.clone(), bound.reload()?))).collect(),
-            forwarders: forwarders.iter().map(|f| (f.status().upstream().to_owned(), (f.destination(), f.control()))).collect(),
-            spaces,
+            forwarders: routes.forwarders.iter().map(|f| (f.status().upstream().to_owned(), f.control())).collect(),
+            spaces: components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect(),
             pubsubs: components.pubsub.keys().cloned().collect(),
-            inbound: inbound_wanted,
+            routes: routes.table.take(),
             escape: escape.as_ref().map(|(_, handle)| handle.clone()),
         });
-        Ok(Self { config, host, reload, hub, transactions, components, listeners, forwarders, escape, inbound, readings, started })
+        Ok(Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, started })
     }
 
     /// The handle to what the node is doing.
@@ -336,7 +329,7 @@ impl Node {
             started: self.started,
             clock: self.host.clock.clone(),
             hub: self.hub.clone(),
-            upstreams: self.forwarders.iter().map(Forwarder::status).collect(),
+            upstreams: self.routes.forwarders.iter().map(Forwarder::status).collect(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
         }
@@ -399,8 +392,11 @@ impl Node {
             listeners.spawn(bound.serve(after(1)));
         }
         let mut routes: JoinSet<()> = JoinSet::new();
-        if let Some(inbound) = self.inbound {
+        if let Some(inbound) = self.routes.inbound {
             routes.spawn(inbound.run(after(2)));
+        }
+        if let Some(local) = self.routes.local {
+            routes.spawn(local.run(after(2)));
         }
         for reading in self.readings {
             routes.spawn(reading.run(after(2)));
@@ -409,14 +405,14 @@ impl Node {
         if let Some((escape, _)) = self.escape {
             forwarders.spawn(escape.run(after(2)));
         }
-        for forwarder in self.forwarders {
+        for forwarder in self.routes.forwarders {
             forwarders.spawn(forwarder.run(after(3)));
         }
         stop.await;
         let mut late = Vec::new();
         let deadline = tokio::time::Instant::now() + grace;
         for (phase, name, tasks) in
-            [(1, "listeners", &mut listeners), (2, "input bindings and inbound routes", &mut routes), (3, "forwarders", &mut forwarders)]
+            [(1, "listeners", &mut listeners), (2, "input bindings and routes on the box", &mut routes), (3, "forwarders", &mut forwarders)]
         {
             stopping.send_replace(phase);
             let ended = tokio::time::timeout_at(deadline, async { while tasks.join_next().await.is_some() {} }).await;
@@ -476,54 +472,6 @@ fn is_space(name: &str, pubsub: &Loaded<dyn PubSub>) -> bool {
     name == "local" || pubsub.type_name == "pubsub.local"
 }
 
-/// The secondary upstream of the policy, if there is one.
-fn secondary(config: &NodeConfig) -> Option<&UpstreamSpec> {
-    config.resources.escape_policies.iter().flat_map(|p| &p.upstreams).find(|u| u.role == UpstreamRole::Secondary)
-}
-
-/// The secondary takes lanes of the policy's primaries over, as the primaries' forwarders lend them.
-fn stand_ins(config: &NodeConfig, hub: &Hub, forwarders: &mut [(ForwarderConfig, Box<dyn Uplink>)]) -> Result<(), NodeError> {
-    let Some(spec) = secondary(config) else { return Ok(()) };
-    let known = hub.outbox().lanes();
-    if let Some(unknown) = spec.lanes.iter().find(|name| known.iter().all(|(_, n)| n != *name)) {
-        return Err(NodeError::Route(format!(
-            "EscapePolicy: upstream {} takes over the lane {unknown:?}, and there is none of that name",
-            spec.component
-        )));
-    }
-    // Notices are about an upstream and stay with it.
-    let wanted = |name: &String| name != NOTICES && name != QUARANTINE && (spec.lanes.is_empty() || spec.lanes.contains(name));
-    let lanes: Vec<LaneId> = known.iter().filter(|(_, name)| wanted(name)).map(|(id, _)| *id).collect();
-    let mut stands_in_for = Vec::new();
-    for (primary, _) in forwarders.iter_mut() {
-        let named = config
-            .resources
-            .escape_policies
-            .iter()
-            .flat_map(|p| &p.upstreams)
-            .any(|u| u.component == primary.name && u.role == UpstreamRole::Primary);
-        if named && stands_in_for.len() < MAX_PRIMARIES {
-            primary.lends.clone_from(&lanes);
-            stands_in_for.push(StandIn {
-                name: primary.name.clone(),
-                destination: primary.destination,
-                routes: primary.routes.clone(),
-                lanes: lanes.clone(),
-            });
-        }
-    }
-    match forwarders.iter_mut().find(|(f, _)| f.name == spec.component) {
-        Some((f, _)) => f.stands_in_for = stands_in_for,
-        None => {
-            return Err(NodeError::Route(format!(
-                "EscapePolicy: the secondary upstream {} cannot be an upstream; accepted are pubsub.mqtt3 and pubsub.mqtt5",
-                spec.component
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// The controller of the mode.
 fn escape(
     config: &NodeConfig,
@@ -534,7 +482,7 @@ fn escape(
     set_aside: Vec<PathBuf>,
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
-    let standby = secondary(config);
+    let standby = routes::secondary(config);
     let modes = policy.map(|p| p.modes).unwrap_or_default();
     let upstreams = forwarders
         .iter()
@@ -564,52 +512,4 @@ fn escape(
         local: components.pubsub.contains_key("local"),
     };
     escape::Escape::new(surroundings, &host.metrics)
-}
-
-/// Forwarders for the pub/subs that routes lead to or that stand behind the outbox, and routes that lead in.
-fn routes(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) -> Result<(Vec<Forwarder>, Vec<inbound::Inward>), NodeError> {
-    let metrics = ForwardMetrics::register(&host.metrics);
-    let drain = config.resources.forwardings.first().map(|f| f.drain).unwrap_or_default();
-    let is_name_space = |name: &str| name == "local" || components.pubsub.get(name).is_some_and(|p| is_space(name, p));
-    let mut drafts = Vec::new();
-    for (name, loaded) in &components.pubsub {
-        let towards = reload::routes_towards(&config.resources, name);
-        if is_name_space(name) {
-            continue;
-        }
-        let Some(uplink) = loaded.item.uplink() else {
-            if !towards.is_empty() {
-                return Err(NodeError::Route(format!(
-                    "a route leads to {name:?} ({}), which cannot be an upstream; accepted are pubsub.mqtt3 and pubsub.mqtt5",
-                    loaded.type_name
-                )));
-            }
-            continue;
-        };
-        let fail = |e: &dyn std::fmt::Display| NodeError::Route(format!("the upstream {name} cannot be set up: {e}"));
-        let destination = hub.destination(&upstream_destination(name)).map_err(|e| fail(&e))?;
-        hub.bind(destination, name, "#").map_err(|e| fail(&e))?;
-        for route in &towards {
-            if !is_name_space(&route.from) {
-                return Err(NodeError::Route(format!("the route from {:?} to {name:?} is not served: one end must be local", route.from)));
-            }
-            for filter in &route.topics {
-                hub.bind(destination, &route.from, filter).map_err(|e| fail(&e))?;
-            }
-        }
-        let policy = config.resources.escape_policies.iter().flat_map(|p| &p.upstreams).find(|u| u.component == *name);
-        let mut forwarder = ForwarderConfig::new(name.clone(), destination);
-        forwarder.routes = towards;
-        forwarder.drain = drain;
-        let settings = ForwarderSettings::of(policy);
-        (forwarder.stall, forwarder.slow, forwarder.link.stable) = (settings.stall, settings.slow, settings.heal);
-        drafts.push((forwarder, uplink));
-    }
-    stand_ins(config, hub, &mut drafts)?;
-    let forwarders = drafts.into_iter().map(|(f, uplink)| Forwarder::new(f, hub.clone(), uplink, host.clock.clone(), &metrics)).collect();
-    let inward = reload::inward(&config.resources, is_name_space);
-    if let Some((route, _)) = inward.iter().find(|(route, _)| !components.pubsub.contains_key(&route.from)) {
-        return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
-    }
-    Ok((forwarders, inward))
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::EscapeHandle;
 use crate::component::{BindingHandler, BindingReading, Fut, HandlerError, InputBinding, PubSub, PublishRequest};
-use crate::escape::Mode;
+use crate::escape::ModeSet;
 use crate::hub::Hub;
 use crate::message::{Attributes, Inbound};
 
@@ -36,27 +36,21 @@ pub(super) struct Readings {
 /// `publishWhen`: modes in which readings are published.
 #[derive(Clone)]
 pub(super) struct When {
-    modes: Vec<Mode>,
+    modes: ModeSet,
     escape: EscapeHandle,
 }
 
 impl When {
-    /// Reads a list of modes; `island` stands for all in which the box works alone.
+    /// Reads a list of modes.
     ///
     /// # Errors
     /// The word that is no mode.
     pub(super) fn parse(text: &str, escape: &EscapeHandle) -> Result<Self, String> {
-        let mut modes = Vec::new();
-        for word in text.split(',').map(str::trim) {
-            let accepted = || format!("found {word:?}; accepted is a list of {}", Mode::ALL.map(Mode::as_str).join(", "));
-            let mode = Mode::parse(word).ok_or_else(accepted)?;
-            modes.extend(Mode::ALL.into_iter().filter(|m| *m == mode || (mode == Mode::Island && m.is_island())));
-        }
-        Ok(Self { modes, escape: escape.clone() })
+        Ok(Self { modes: ModeSet::parse(text)?, escape: escape.clone() })
     }
 
     fn holds(&self) -> bool {
-        self.modes.contains(&self.escape.mode())
+        self.modes.contains(self.escape.mode())
     }
 }
 

@@ -7,15 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use super::escape::{EscapeHandle, EscapeOrder, EscapeSettings};
-use super::inbound::Inward;
+use super::routes::{RouteTable, routes_towards};
 use super::store;
 use crate::component::ListenerReload;
 use crate::forward::{ForwarderControl, ForwarderSettings};
 use crate::hub::Hub;
-use crate::outbox::{DestinationId, Durability};
+use crate::outbox::Durability;
 use crate::resource::{DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerSpec, Resources, RouteSpec, UpstreamRole, UpstreamSpec};
 
 /// What came of a reload.
@@ -239,33 +239,15 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     out
 }
 
-/// What an upstream takes from which pub/sub.
-fn bindings(resources: &Resources, upstream: &str) -> BTreeSet<(String, String)> {
-    let towards = routes_towards(resources, upstream);
-    towards.iter().flat_map(|r| r.topics.iter().map(|t| (r.from.clone(), t.clone()))).collect()
-}
-
-/// The routes that lead to an upstream.
-pub(super) fn routes_towards(resources: &Resources, upstream: &str) -> Vec<RouteSpec> {
-    let all = resources.forwardings.iter().flat_map(|f| &f.routes);
-    all.filter(|r| r.to.iter().any(|t| t == upstream)).cloned().collect()
-}
-
-/// The routes that lead in, by the pub/sub of the box that they lead to.
-pub(super) fn inward(resources: &Resources, is_space: impl Fn(&str) -> bool) -> Vec<Inward> {
-    let all = resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| !is_space(&r.from));
-    all.flat_map(|r| r.to.iter().filter(|t| is_space(t)).map(|t| (r.clone(), t.clone())).collect::<Vec<_>>()).collect()
-}
-
 /// The parts of a running node that take changes.
 pub(super) struct Parts {
     pub running: Resources,
     pub hub: Option<Hub>,
     pub listeners: BTreeMap<String, Arc<dyn ListenerReload>>,
-    pub forwarders: BTreeMap<String, (DestinationId, ForwarderControl)>,
+    pub forwarders: BTreeMap<String, ForwarderControl>,
     pub spaces: BTreeSet<String>,
     pub pubsubs: BTreeSet<String>,
-    pub inbound: watch::Sender<Vec<Inward>>,
+    pub routes: Option<RouteTable>,
     pub escape: Option<EscapeHandle>,
 }
 
@@ -327,20 +309,15 @@ impl Parts {
         }
         hub.set_lane_rules(&store::lane_rules(next));
         let policies = || next.escape_policies.iter().flat_map(|p| &p.upstreams);
-        for (name, (destination, control)) in &self.forwarders {
+        for (name, control) in &self.forwarders {
             let policy = policies().find(|u| u.component == *name);
             let drain: DrainSpec = next.forwardings.first().map(|f| f.drain).unwrap_or_default();
             let routes = self.forwarders.keys().map(|owner| (owner.clone(), routes_towards(next, owner))).collect();
             control.set(ForwarderSettings { routes, drain, ..ForwarderSettings::of(policy) });
-            let (before, after) = (bindings(&self.running, name), bindings(next, name));
-            for (from, filter) in after.difference(&before) {
-                hub.bind(*destination, from, filter).map_err(|e| vec![format!("the upstream {name} cannot take {filter:?}: {e}")])?;
-            }
-            for (from, filter) in before.difference(&after) {
-                hub.unbind(*destination, from, filter);
-            }
         }
-        self.inbound.send_replace(inward(next, |name| self.spaces.contains(name)));
+        if let Some(routes) = &self.routes {
+            routes.apply(next).map_err(|e| vec![e])?;
+        }
         if let (Some(escape), Some(policy)) = (&self.escape, next.escape_policies.first()) {
             let secondary = policies().find(|u| u.role == UpstreamRole::Secondary);
             let settings = EscapeSettings {

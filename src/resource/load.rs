@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::strict::{Environment, Findings};
-use super::{Problem, Resources, Severity, dapr, own, yaml};
+use super::{Problem, Resources, Severity, dapr, own, routes, yaml};
 use crate::resource::ConfigurationSpec;
 
 /// Largest file that is read.
@@ -73,6 +73,7 @@ pub fn load(folders: &[PathBuf], app_id: &str, namespace: Option<&str>, environm
         }
     }
     check_names(&mut resources);
+    routes::check(&mut resources);
     Ok(resources)
 }
 

@@ -7,6 +7,7 @@ mod dapr;
 mod key_source;
 mod load;
 mod own;
+mod routes;
 mod spec;
 mod strict;
 #[cfg(test)]
@@ -18,8 +19,8 @@ pub use load::{LoadError, load, load_configuration};
 pub use own::DEFAULT_QUOTA_BYTES;
 pub use spec::{
     BulkSubscribe, ComponentSpec, ConfigurationSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits,
-    ListenerProtocol, ListenerSpec, ListenerTls, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec, UpstreamRole,
-    UpstreamSpec,
+    ListenerProtocol, ListenerSpec, ListenerTls, Origin, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec,
+    UpstreamRole, UpstreamSpec,
 };
 pub use strict::Environment;
 

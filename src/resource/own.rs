@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
+
 use super::key_source::keys;
 use super::spec::{
     DEFAULT_NOTICES, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls,
-    RouteSpec, UpstreamRole, UpstreamSpec,
+    Origin, RouteSpec, UpstreamRole, UpstreamSpec,
 };
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
-use crate::hub::{NOTICES, QUARANTINE};
+use crate::hub::{NOTICES, QUARANTINE, ShardKey, When};
 use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull, Windows};
 use crate::topic;
 use crate::units;
@@ -209,9 +211,32 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
         }
         let prefix = fields.text("prefix", findings).map(|(t, _)| t).unwrap_or_default();
         let strip_prefix = fields.text("stripPrefix", findings).map(|(t, _)| t).unwrap_or_default();
+        let when = fields.text("when", findings);
+        if let Some((text, line)) = &when
+            && let Err(error) = When::parse(text, Counter::default())
+        {
+            findings.add(Severity::Error, *line, &fields.key("when"), error);
+        }
+        let when = when.map(|(t, _)| t).unwrap_or_default();
+        let shards = fields.parsed("deliver", false, findings, |t| match t {
+            "both" => Ok(false),
+            "shard" => Ok(true),
+            _ => Err("both (each upstream gets everything) or shard".to_owned()),
+        });
+        let key = fields.text("shardBy", findings);
+        if let (Some((_, line)), false) = (&key, shards) {
+            findings.add(Severity::Error, *line, &fields.key("shardBy"), "is for deliver: shard");
+        }
+        let shard = key.map_or(Ok(ShardKey::Topic), |(text, line)| {
+            ShardKey::parse(&text).inspect_err(|accepted| {
+                findings.add(Severity::Error, line, &fields.key("shardBy"), format!("found {text:?}; accepted is {accepted}"));
+            })
+        });
+        let shard = shard.ok().filter(|_| shards);
+        let origin = Origin { file: findings.file.clone(), line: fields.line(), key: fields.path().to_owned() };
         fields.finish(findings);
         if let Some((from, _)) = from {
-            routes.push(RouteSpec { from, topics, to, prefix, strip_prefix });
+            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, shard });
         }
     }
     let mut lanes = Vec::new();

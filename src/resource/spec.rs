@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::key_source::KeySource;
 use crate::escape::ModeConfig;
+use crate::hub::ShardKey;
 use crate::outbox::storage::Space;
 use crate::outbox::{Durability, WhenFull};
 
@@ -187,9 +188,36 @@ pub struct ListenerSpec {
     pub limits: ListenerLimits,
 }
 
+/// Where in a folder of YAML something stands. That is no part of what it is: two of them are always equal.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// File.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Key, such as `spec.routes[0]`.
+    pub key: String,
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Origin {}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file.rsplit('/').next().unwrap_or_default(), self.line)
+    }
+}
+
 /// One route of a forwarding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RouteSpec {
+    /// Where it stands.
+    pub origin: Origin,
     /// Pub/sub that messages come from.
     pub from: String,
     /// Topic filters; a message that any of them covers takes the route.
@@ -200,6 +228,10 @@ pub struct RouteSpec {
     pub prefix: String,
     /// Cut from the topic first; topics without it are left as they are.
     pub strip_prefix: String,
+    /// In which modes, or for which messages, it is taken: what [`crate::hub::When`] reads; empty = always.
+    pub when: String,
+    /// Its upstreams share the messages by this; without it each gets all.
+    pub shard: Option<ShardKey>,
 }
 
 impl RouteSpec {

@@ -51,6 +51,10 @@ impl<'n> Fields<'n> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     pub fn line(&self) -> usize {
         self.node.line
     }

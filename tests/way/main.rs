@@ -10,6 +10,7 @@ mod doctor;
 mod escape;
 mod queue;
 mod reload;
+mod routes;
 mod version;
 mod way;
 mod wire;

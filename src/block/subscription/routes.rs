@@ -1,36 +1,23 @@
 //! Which path of the application an event goes to: rules in CEL over the variable `event`, the first that holds wins.
 
-use cel::parser::PrattParser;
-use cel::{Context, IdedExpr, Value};
 use serde_json::Map;
 
+use crate::expression::{Expression, Scope};
 use crate::resource::SubscriptionSpec;
-
-/// Longest rule, in bytes.
-const MAX_RULE_BYTES: usize = 8 << 10;
 
 /// A subscription's rules, parsed.
 pub(super) struct Routes {
     /// Condition (none = always) and path.
-    rules: Vec<(Option<IdedExpr>, String)>,
+    rules: Vec<(Option<Expression>, String)>,
 }
 
 /// Parses one condition; blank = always.
-fn parse(text: &str) -> Result<Option<IdedExpr>, String> {
+fn parse(text: &str) -> Result<Option<Expression>, String> {
     let text = text.trim();
     if text.is_empty() {
         return Ok(None);
     }
-    if text.len() > MAX_RULE_BYTES {
-        return Err(format!("a rule of {} bytes; accepted are {MAX_RULE_BYTES}", text.len()));
-    }
-    // The parser is a stranger's: a panic in it must not end more than this rule.
-    let parsed = std::panic::catch_unwind(|| PrattParser::new().parse(text));
-    match parsed {
-        Ok(Ok(expression)) => Ok(Some(expression)),
-        Ok(Err(errors)) => Err(format!("rule {text:?}: {}", errors.to_string().lines().next().unwrap_or("no CEL expression"))),
-        Err(_) => Err(format!("rule {text:?} cannot be parsed")),
-    }
+    Expression::parse(text).map(Some).map_err(|e| format!("rule {text:?}: {e}"))
 }
 
 impl Routes {
@@ -48,22 +35,19 @@ impl Routes {
     /// # Errors
     /// When a rule cannot be decided for this event, such as one over an attribute that it does not have.
     pub fn path(&self, event: &Map<String, serde_json::Value>) -> Result<Option<&str>, String> {
-        let mut context = None;
+        let mut scope = None;
         for (condition, path) in &self.rules {
             let Some(condition) = condition else { return Ok(Some(path)) };
-            let context = match &mut context {
-                Some(context) => context,
+            let scope = match &mut scope {
+                Some(scope) => scope,
                 none => {
-                    let mut made = Context::default();
-                    made.add_variable_from_value("event", cel::to_value(event).map_err(|e| e.to_string())?);
+                    let mut made = Scope::default();
+                    made.set("event", event)?;
                     none.insert(made)
                 }
             };
-            match Value::resolve(condition, context) {
-                Ok(Value::Bool(true)) => return Ok(Some(path)),
-                Ok(Value::Bool(false)) => {}
-                Ok(_) => return Err(format!("the rule for {path} gives no truth value")),
-                Err(error) => return Err(format!("the rule for {path}: {error}")),
+            if condition.holds(scope).map_err(|e| format!("the rule for {path}: {e}"))? {
+                return Ok(Some(path));
             }
         }
         Ok(None)
