@@ -250,11 +250,15 @@ impl Escape {
         let path = at.dir.join("escape.json");
         let mut kept = match at.storage.read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::error!(path = %path.display(), %error, "cannot be understood; it is set aside, and the mode begins anew");
-                if let Err(error) = at.storage.rename(&path, &path.with_extension("json.corrupt")) {
-                    tracing::error!(path = %path.display(), %error, "cannot be set aside");
+                tracing::error!(path = %path.display(), %error, "cannot be understood; a damaged file is set aside, and the mode begins anew");
+                let kept_as = path.with_extension("json.corrupt");
+                match at.storage.rename(&path, &kept_as) {
+                    Ok(()) => Kept { damaged: vec![kept_as.display().to_string()], ..Kept::default() },
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "cannot be set aside");
+                        Kept::default()
+                    }
                 }
-                Kept::default()
             }),
             Err(_) => Kept::default(),
         };
@@ -293,6 +297,10 @@ impl Escape {
     /// Looks after the mode until `stop` resolves.
     pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
         self.tell().await;
+        if !self.kept.damaged.is_empty() {
+            // The next start does not find them damaged any more: an alarm that was not sent by then must be kept.
+            self.save().await;
+        }
         loop {
             let changes: Vec<_> = self.at.upstreams.iter_mut().map(|u| Box::pin(u.status.changed())).collect();
             let changed = async {

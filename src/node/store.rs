@@ -17,27 +17,46 @@ const SEGMENT_BYTES: u64 = 4 << 20;
 /// How long the node's own notices are worth telling.
 const NOTICES_TTL: Duration = Duration::from_secs(30 * 86_400);
 
-/// The node's id: kept in its folder, made once from the host's name and random letters.
+/// Whether a text may be a node's id. It stands in topics, in record ids and in properties, so one that a broker would not take keeps the
+/// box from sending anything.
+fn may_be_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c))
+}
+
+/// The node's id: kept in its folder, made once from the host's name and random letters. A file that holds no such thing is set aside
+/// (`node-id.corrupt`, noted in `set_aside`) and made anew with the id that `known` gives, what the store says.
 ///
 /// # Errors
 /// When the file cannot be read or written.
-pub fn node_id(data_dir: &Path) -> std::io::Result<String> {
+pub fn node_id(data_dir: &Path, known: impl FnOnce() -> Option<String>, set_aside: &mut Vec<PathBuf>) -> std::io::Result<String> {
     let path = data_dir.join("node-id");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let id = text.trim();
-            if !id.is_empty() && id.len() <= 64 && !id.contains(['/', ' ']) {
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let id = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+            if may_be_id(id) {
                 return Ok(id.to_owned());
             }
+            let kept_as = path.with_extension("corrupt");
+            std::fs::rename(&path, &kept_as)?;
+            tracing::error!(
+                path = %path.display(), kept_as = %kept_as.display(),
+                "it holds no node id (1 to 64 letters, digits and -_.:); a damaged file is set aside"
+            );
+            set_aside.push(kept_as);
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
-    let mut random = [0u8; 4];
-    getrandom::fill(&mut random).map_err(|e| std::io::Error::other(e.to_string()))?;
-    let id = format!("{}-{:08x}", if host.is_empty() { "node" } else { &host }, u32::from_le_bytes(random));
+    let id = match known().filter(|id| may_be_id(id)) {
+        Some(id) => id,
+        None => {
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+            let mut random = [0u8; 4];
+            getrandom::fill(&mut random).map_err(|e| std::io::Error::other(e.to_string()))?;
+            format!("{}-{:08x}", if host.is_empty() { "node" } else { &host }, u32::from_le_bytes(random))
+        }
+    };
     std::fs::write(&path, format!("{id}\n"))?;
     Ok(id)
 }
@@ -123,7 +142,9 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let version =
         version::check(&*host.storage, dir).map_err(|e| fail(format!("store-version cannot be read: {e}")))?.map_err(|e| fail(e.to_string()))?;
     host.storage.make_dir(dir).map_err(|e| fail(e.to_string()))?;
-    let node = node_id(dir).map_err(|e| fail(e.to_string()))?;
+    let mut set_aside = Vec::new();
+    let known = || Outbox::known_node(&dir.join("outbox"), host.storage.as_ref());
+    let node = node_id(dir, known, &mut set_aside).map_err(|e| fail(e.to_string()))?;
     let free = host.storage.space(dir).map_or(DEFAULT_QUOTA_BYTES * 10, |s| s.available);
     let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
     let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
@@ -140,7 +161,8 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let tables = (host.open_tables)(dir.clone(), host.metrics.clone()).await.map_err(fail)?;
     let retained = tables.open("retained").await.map_err(|e| fail(e.to_string()))?;
     let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
-    Ok(Some(Store { hub, tables, set_aside: recovery.set_aside }))
+    set_aside.extend(recovery.set_aside);
+    Ok(Some(Store { hub, tables, set_aside }))
 }
 
 #[cfg(test)]
@@ -150,9 +172,26 @@ mod tests {
     #[test]
     fn the_node_id_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
-        let id = node_id(dir.path()).unwrap();
-        assert_eq!(node_id(dir.path()).unwrap(), id);
-        assert!(!id.is_empty() && id.len() <= 64 && !id.contains('/'));
+        let mut set_aside = Vec::new();
+        let id = node_id(dir.path(), || None, &mut set_aside).unwrap();
+        assert_eq!(node_id(dir.path(), || None, &mut set_aside).unwrap(), id);
+        assert!(may_be_id(&id) && set_aside.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_node_id_is_set_aside_and_the_store_remembers_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node-id");
+        for broken in [&b"\xff\xfe"[..], b"", b"site/7", b"site+", b"si\x07te", &[b'x'; 65]] {
+            std::fs::write(&path, broken).unwrap();
+            let mut set_aside = Vec::new();
+            assert_eq!(node_id(dir.path(), || Some("site7".to_owned()), &mut set_aside).unwrap(), "site7", "{broken:?}");
+            assert_eq!(set_aside, [dir.path().join("node-id.corrupt")]);
+            assert_eq!(node_id(dir.path(), || None, &mut set_aside).unwrap(), "site7", "kept");
+        }
+        std::fs::write(&path, b"#").unwrap();
+        let id = node_id(dir.path(), || Some("#".to_owned()), &mut Vec::new()).unwrap();
+        assert!(may_be_id(&id), "{id}");
     }
 
     #[test]

@@ -557,6 +557,13 @@ impl Outbox {
         Ok((Self { shared }, writer, recovered.report))
     }
 
+    /// The node's id that a store in this folder was opened with last, if its manifest checks out.
+    #[must_use]
+    pub fn known_node(dir: &std::path::Path, storage: &dyn Storage) -> Option<String> {
+        let manifest: Manifest = files::decode(&storage.read(&dir.join(recover::MANIFEST)).ok()?)?;
+        Some(manifest.node)
+    }
+
     /// The node's id, first part of every record id.
     #[must_use]
     pub fn node(&self) -> &str {

@@ -58,6 +58,10 @@ pub struct Drill {
     /// Messages a second of each publisher, and bytes of each.
     pub rate: u32,
     pub bytes: usize,
+    /// Sent before the first acknowledgement is awaited.
+    pub batch: u64,
+    /// How long what is missing may take to arrive.
+    pub patience: Duration,
     pub way: Way,
     pub store: Store,
     /// Its disk can be told to refuse.
@@ -81,6 +85,8 @@ impl Drill {
             no_peer: None,
             rate: 300,
             bytes: 200,
+            batch: 10,
+            patience: PATIENCE,
             way: Way::Proxy,
             store: Store::Plain,
             shim: false,
@@ -118,6 +124,7 @@ pub struct Scene {
     pub sink: Option<Sink>,
     pub publishers: Vec<Publisher>,
     traffic: Traffic,
+    patience: Duration,
     shed: &'static [&'static str],
     /// What was seen, for the reader of the table.
     pub notes: Vec<String>,
@@ -215,7 +222,8 @@ impl Scene {
             subject,
             sink: Some(sink),
             publishers: Vec::new(),
-            traffic: Traffic { bytes: drill.bytes, ..Traffic::rate(drill.rate) },
+            traffic: Traffic { rate: drill.rate, bytes: drill.bytes, batch: drill.batch },
+            patience: drill.patience,
             shed: drill.shed,
             notes: Vec::new(),
             problems: Vec::new(),
@@ -229,6 +237,11 @@ impl Scene {
         self.subject.up();
         let names = PUBLISHERS.iter().chain(self.shed);
         self.publishers = names.map(|name| Publisher::with(self.subject.devices, name, self.traffic)).collect();
+    }
+
+    /// From now on publishers send a tenth of what is usual.
+    pub fn slow_down(&self) {
+        self.publishers.iter().for_each(|publisher| publisher.set_rate(30));
     }
 
     pub fn sink(&self) -> &Sink {
@@ -286,7 +299,7 @@ impl Scene {
     /// For selvedge: waits until the condition holds.
     pub fn await_node(&self, what: &str, mut condition: impl FnMut(&Node) -> bool) {
         if let Some(node) = self.subject.node() {
-            eventually(PATIENCE, what, || condition(node));
+            eventually(self.patience, what, || condition(node));
         }
     }
 
@@ -399,7 +412,7 @@ pub fn run(drill: &Drill, kind: Kind, soak: bool, seed: u64) -> Outcome {
     let until_then: Book = scene.publishers.iter().flat_map(Publisher::acknowledged).collect();
     let (until_then, excused) = wanted(until_then, &scene);
     let mut recovery = None;
-    while recovery.is_none() && ended.elapsed() < PATIENCE {
+    while recovery.is_none() && ended.elapsed() < drill.patience {
         let there = if excused.is_empty() {
             scene.sink().has(&until_then)
         } else {
@@ -417,7 +430,7 @@ pub fn run(drill: &Drill, kind: Kind, soak: bool, seed: u64) -> Outcome {
     let (kept, excused) = wanted(acknowledged.clone(), &scene);
     let sink = scene.sink.take().expect("it is open until now");
     if recovery.is_some() {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + drill.patience;
         let is_there = |sink: &Sink| kept.without(&sink.arrived()).iter().all(|(topic, n)| excused.of(topic).contains(*n));
         while !is_there(&sink) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));

@@ -11,6 +11,7 @@
 
 mod around;
 mod clock;
+mod damage;
 mod disk;
 mod drill;
 mod link;
@@ -58,7 +59,7 @@ fn options() -> std::result::Result<Options, String> {
 }
 
 fn all() -> Vec<&'static Drill> {
-    [link::DRILLS, process::DRILLS, disk::DRILLS, clock::DRILLS].into_iter().flatten().collect()
+    [link::DRILLS, process::DRILLS, disk::DRILLS, damage::DRILLS, clock::DRILLS].into_iter().flatten().collect()
 }
 
 /// Runs one in a thread of its own, so that what breaks off there ends there.

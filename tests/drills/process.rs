@@ -34,6 +34,32 @@ fn random_kills(s: &mut Scene) {
     s.notes.push(format!("{rounds} kills"));
 }
 
+/// A backlog grows, and memory does not.
+fn backlog(s: &mut Scene) {
+    let mib = |s: &Scene| s.total() as u64 * 4_096 >> 20;
+    let most = if s.soak { 1_024 } else { 200 };
+    s.proxy.set(Fault::Refuse);
+    let mut seen = Vec::new();
+    for wanted in [100, most] {
+        let end = Instant::now() + Duration::from_secs(300);
+        while mib(s) < wanted {
+            assert!(Instant::now() < end, "only {} MiB were accepted", mib(s));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        seen.push(s.subject.resident());
+        s.notes.push(format!("{:.1} MiB resident with {wanted} MiB waiting", s.subject.resident() as f64 / 1024.0));
+    }
+    s.must(seen[1] <= seen[0] + 1_024, || format!("{seen:?} KiB resident: it grows with the backlog"));
+    // No more of it: what follows is about a start, and about leaving.
+    s.slow_down();
+    s.subject.kill();
+    let begun = Instant::now();
+    s.subject.up();
+    s.notes.push(format!("started with it within {} ms", begun.elapsed().as_millis()));
+    s.proxy.set(Fault::None);
+    s.await_node("the backlog leaves", |node| node.ledger("upstream/cloud", "queued") < 1_000);
+}
+
 /// The mode is this one, and `kill -9` does not change that.
 fn dies_in(s: &mut Scene, mode: &'static str) {
     let end = Instant::now() + PATIENCE;
@@ -116,6 +142,19 @@ pub const DRILLS: &[Drill] = &[
         bytes: 1_000,
         no_peer: Some("it has no modes"),
         ..Drill::new("kill-in-each-mode", "kill -9 in each mode of the box: bootstrap, normal, failover, island, conserve, survive, recover", modes)
+    },
+    Drill {
+        world: |world| world.lanes = r##"[{name: all, match: ["#"], quota: 2GiB, onFull: reject}]"##,
+        rate: 100_000,
+        bytes: 4_096,
+        batch: 100,
+        patience: Duration::from_secs(300),
+        no_peer: Some("it keeps what waits in memory"),
+        ..Drill::new(
+            "backlog",
+            "the link is refused until 200 MiB wait (with --soak 1 GiB), in messages of 4 KiB; kill -9; all of it leaves",
+            backlog,
+        )
     },
     Drill {
         rate: 700,

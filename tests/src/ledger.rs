@@ -185,6 +185,7 @@ pub struct Publisher {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Book>>,
     count: Arc<AtomicU64>,
+    rate: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -200,9 +201,15 @@ impl Publisher {
     pub fn with(port: u16, name: &str, traffic: Traffic) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Book::default())));
         let count = Arc::new(AtomicU64::new(0));
-        let (s, a, c, name) = (stop.clone(), acknowledged.clone(), count.clone(), name.to_owned());
-        let thread = std::thread::spawn(move || publish(port, &name, traffic, &s, &a, &c));
-        Self { stop, acknowledged, count, thread: Some(thread) }
+        let rate = Arc::new(AtomicU64::new(u64::from(traffic.rate)));
+        let (s, a, c, r, name) = (stop.clone(), acknowledged.clone(), count.clone(), rate.clone(), name.to_owned());
+        let thread = std::thread::spawn(move || publish(port, &name, traffic, &r, &s, &a, &c));
+        Self { stop, acknowledged, count, rate, thread: Some(thread) }
+    }
+
+    /// Publishes so many numbers a second from now on.
+    pub fn set_rate(&self, rate: u32) {
+        self.rate.store(u64::from(rate), Ordering::Relaxed);
     }
 
     /// How many were acknowledged.
@@ -238,7 +245,7 @@ impl Drop for Publisher {
     }
 }
 
-fn publish(port: u16, name: &str, traffic: Traffic, stop: &AtomicBool, acknowledged: &Mutex<Book>, count: &AtomicU64) {
+fn publish(port: u16, name: &str, traffic: Traffic, rate: &AtomicU64, stop: &AtomicBool, acknowledged: &Mutex<Book>, count: &AtomicU64) {
     let topic = format!("sensors/{name}");
     let mut next = 0u64;
     let mut due = Instant::now();
@@ -267,8 +274,11 @@ fn publish(port: u16, name: &str, traffic: Traffic, stop: &AtomicBool, acknowled
             }
             next += traffic.batch;
             // What was not sent while the box was away is made up for, but not more than a second of it.
-            due = due.max(Instant::now() - Duration::from_secs(1)) + Duration::from_secs_f64(traffic.batch as f64 / f64::from(traffic.rate));
-            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(Duration::from_millis(200)));
+            let pause = traffic.batch as f64 / rate.load(Ordering::Relaxed) as f64;
+            due = due.max(Instant::now() - Duration::from_secs(1)) + Duration::from_secs_f64(pause);
+            while due > Instant::now() && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)));
+            }
         }
     }
 }
