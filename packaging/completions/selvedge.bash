@@ -16,7 +16,7 @@ _selvedge() {
       --allowed-origins|--app-channel-address|--app-health-check-path|--app-health-probe-interval|--app-health-probe-timeout|--app-health-threshold|--app-id|--app-max-concurrency|--app-port|--dapr-graceful-shutdown-seconds|--dapr-grpc-port|--dapr-http-port|--dapr-listen-addresses|--dapr-public-listen-address|--dapr-public-port|--for|--max-body-size|--metrics-listen-address|--metrics-port|--read-buffer-size|--threads|--upstream) return ;;
   esac
   if [[ $COMP_CWORD -eq 1 ]]; then
-    words='run demo check status queue escape version'
+    words='run demo check status queue escape reload version'
   else
     case ${COMP_WORDS[1]} in
       check) COMPREPLY=($(compgen -d -- "$current")); return ;;
