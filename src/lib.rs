@@ -21,6 +21,7 @@ pub mod node;
 pub mod outbox;
 pub mod resource;
 pub mod seal;
+pub mod supervise;
 pub mod telemetry;
 pub mod time;
 #[cfg(feature = "tls")]

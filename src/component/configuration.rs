@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Fut, Metadata};
+use crate::supervise::contained;
 
 /// First and longest wait before a subscriber that could not take its changes is offered them again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -125,7 +126,7 @@ pub fn follow(
                 continue;
             }
             // One that runs is waited for by `close`.
-            again = handler.changed(news).await.is_err();
+            again = contained(handler.changed(news)).await != Ok(Ok(()));
             pause = if again { (pause * 2).min(RETRY.1) } else { RETRY.0 };
             if !again {
                 told = now;

@@ -6,6 +6,7 @@
 
 mod binding;
 mod configuration;
+mod contained;
 mod listener;
 mod properties;
 mod pubsub;
@@ -21,6 +22,7 @@ pub use configuration::{
     ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationSource, ConfigurationStore,
     NotTaken, changes, follow, pick,
 };
+pub use contained::Contained;
 pub use listener::{BoundListener, ListenerContext, ListenerReload, PreparedReload};
 pub use properties::{Properties, PropertyError, is_truthy};
 pub use pubsub::{
@@ -43,6 +45,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
 use crate::time::Clock;
 
@@ -73,6 +76,8 @@ pub struct ComponentContext {
     pub clock: Arc<dyn Clock>,
     /// Where to register metrics.
     pub metrics: Metrics,
+    /// Starts background work again that fails, and shows it.
+    pub supervisor: Supervisor,
     /// The node's exchange of messages; the pub/sub `local` is built on it. A node that stores nothing has none.
     pub hub: Option<crate::hub::Hub>,
 }

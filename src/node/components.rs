@@ -8,6 +8,7 @@ use super::{Host, NodeConfig, NodeError, encrypted};
 use crate::component::{Binding, BuildError, Category, ComponentContext, ConfigurationStore, Metadata, Properties, PubSub, SecretStore, StateStore};
 use crate::hub::Hub;
 use crate::resource::{ComponentSpec, PropertySource};
+use crate::supervise::Supervisor;
 
 /// A component that was made.
 #[derive(Debug)]
@@ -180,13 +181,13 @@ fn logged_type(spec: &ComponentSpec) -> String {
 }
 
 /// Makes the components: secret stores first, then in the order of the files, one at a time.
-pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -> Result<Components, NodeError> {
+pub(super) async fn build(config: &NodeConfig, host: &Host, supervisor: &Supervisor, hub: Option<&Hub>) -> Result<Components, NodeError> {
     let mut components = Components::default();
     let is_secret = |c: &&ComponentSpec| Category::of(&c.type_name) == Some(Category::SecretStores);
     let specs: Vec<&ComponentSpec> = config.resources.components.iter().filter(|c| !is_mode_store(c)).collect();
     let ordered = specs.iter().copied().filter(is_secret).chain(specs.iter().copied().filter(|c| !is_secret(c)));
     for spec in ordered {
-        match build_one(spec, config, host, hub, &mut components).await {
+        match build_one(spec, config, host, supervisor, hub, &mut components).await {
             Ok(()) => {
                 components.order.push(spec.name.clone());
                 tracing::info!("Component loaded: {} ({})", spec.name, logged_type(spec));
@@ -201,7 +202,14 @@ pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -
     Ok(components)
 }
 
-async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: Option<&Hub>, components: &mut Components) -> Result<(), String> {
+async fn build_one(
+    spec: &ComponentSpec,
+    config: &NodeConfig,
+    host: &Host,
+    supervisor: &Supervisor,
+    hub: Option<&Hub>,
+    components: &mut Components,
+) -> Result<(), String> {
     let Some(category) = Category::of(&spec.type_name) else {
         return Err(format!("incorrect type {}", spec.type_name));
     };
@@ -222,6 +230,7 @@ async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: 
         data_dir: config.data_dir.clone(),
         clock: host.clock.clone(),
         metrics: host.metrics.clone(),
+        supervisor: supervisor.clone(),
         hub: hub.cloned(),
     };
     let name = spec.name.clone();

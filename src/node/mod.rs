@@ -7,10 +7,13 @@ mod components;
 mod encrypted;
 mod escape;
 mod inbound;
+mod keep;
 mod mode_store;
 mod readings;
 mod reload;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tombstones;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,13 +25,14 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
+use crate::component::{BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables, Uplink};
 use crate::escape::Handover;
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, ForwarderStatus, StandIn};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::outbox::LaneId;
 use crate::outbox::storage::Storage;
 use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole, UpstreamSpec};
+use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -37,6 +41,8 @@ pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView
 pub use mode_store::MODE_STORE_TYPE;
 pub use reload::{Reload, ReloadHandle};
 pub use store::node_id;
+
+use keep::KeptListener;
 
 /// Opens the node's own tables in the data folder.
 pub type OpenTables = Arc<dyn Fn(PathBuf, Metrics) -> Fut<'static, Result<Arc<dyn Tables>, String>> + Send + Sync>;
@@ -128,12 +134,13 @@ pub struct Node {
     /// Where events of state transactions stand until they are published.
     transactions: Option<Arc<dyn Table>>,
     components: Components,
-    listeners: Vec<(String, Box<dyn BoundListener>)>,
+    listeners: Vec<KeptListener>,
     forwarders: Vec<Forwarder>,
     escape: Option<(escape::Escape, EscapeHandle)>,
     inbound: Option<inbound::InboundRoutes>,
     reload: ReloadHandle,
     readings: Vec<readings::Readings>,
+    supervisor: Supervisor,
     started: Timestamp,
 }
 
@@ -153,6 +160,7 @@ pub struct NodeStatus {
     upstreams: Vec<ForwarderStatus>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
+    supervisor: Supervisor,
 }
 
 impl std::fmt::Debug for NodeStatus {
@@ -180,13 +188,19 @@ impl NodeStatus {
         self.hub.as_ref()
     }
 
+    /// What starts failed parts again.
+    #[must_use]
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
     /// The controller of the mode; none on a node without a store.
     #[must_use]
     pub fn escape(&self) -> Option<&EscapeHandle> {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -205,6 +219,7 @@ impl NodeStatus {
         let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
         let mut status = json!({
             "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+            "degraded": self.supervisor.to_json(),
         });
         if let Some(escape) = &self.escape {
             status["mode"] = escape.to_json();
@@ -264,7 +279,8 @@ impl Node {
             Some(store) => (Some(store.hub), Some(store.tables), store.set_aside),
             None => (None, None, Vec::new()),
         };
-        let mut components = components::build(&config, &host, hub.as_ref()).await?;
+        let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
+        let mut components = components::build(&config, &host, &supervisor, hub.as_ref()).await?;
         if let Some(hub) = &hub
             && config.resources.needs_local()
         {
@@ -297,9 +313,10 @@ impl Node {
                     metrics: host.metrics.clone(),
                     sockets: host.sockets.clone(),
                 };
-                let bound = host.registry.bind_listener(context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
+                let bound =
+                    KeptListener::bind(&host.registry, context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
                 tracing::info!(listener = %spec.name, protocol = spec.protocol.as_str(), address = %bound.address(), "listening for devices");
-                listeners.push((spec.name.clone(), bound));
+                listeners.push(bound);
             }
         }
         let started = host.clock.now();
@@ -314,14 +331,14 @@ impl Node {
         let reload = ReloadHandle::new(reload::Parts {
             running: Resources { problems: Vec::new(), ..config.resources.clone() },
             hub: hub.clone(),
-            listeners: listeners.iter().filter_map(|(name, bound)| Some((name.clone(), bound.reload()?))).collect(),
+            listeners: listeners.iter().filter_map(|l| Some((l.name().to_owned(), l.reload()?))).collect(),
             forwarders: forwarders.iter().map(|f| (f.status().upstream().to_owned(), (f.destination(), f.control()))).collect(),
             spaces,
             pubsubs: components.pubsub.keys().cloned().collect(),
             inbound: inbound_wanted,
             escape: escape.as_ref().map(|(_, handle)| handle.clone()),
         });
-        Ok(Self { config, host, reload, hub, transactions, components, listeners, forwarders, escape, inbound, readings, started })
+        Ok(Self { config, host, reload, hub, transactions, components, listeners, forwarders, escape, inbound, readings, supervisor, started })
     }
 
     /// The handle to what the node is doing.
@@ -334,7 +351,8 @@ impl Node {
             hub: self.hub.clone(),
             upstreams: self.forwarders.iter().map(Forwarder::status).collect(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
-            listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
+            listeners: self.listeners.iter().map(|l| (l.name().to_owned(), l.address())).collect(),
+            supervisor: self.supervisor.clone(),
         }
     }
 
@@ -384,26 +402,25 @@ impl Node {
     /// end, forwarders wait for answers on their way, components close, the store is synced. Returns who did not end in time.
     pub async fn run(self, stop: Fut<'static, ()>, grace: Duration) -> Vec<String> {
         let (stopping, stopped) = watch::channel(0u8);
-        let after = |phase: u8| -> Fut<'static, ()> {
-            let mut stopped = stopped.clone();
-            Box::pin(async move {
-                let _ = stopped.wait_for(|p| *p >= phase).await;
-            })
-        };
+        let after = |number: u8| phase(&stopped, number);
+        let supervisor = self.supervisor;
         let mut listeners: JoinSet<()> = JoinSet::new();
-        for (_, bound) in self.listeners {
-            listeners.spawn(bound.serve(after(1)));
+        for listener in self.listeners {
+            listeners.spawn(listener.run(supervisor.clone(), self.host.registry.clone(), stopped.clone()));
         }
         let mut routes: JoinSet<()> = JoinSet::new();
         if let Some(inbound) = self.inbound {
-            routes.spawn(inbound.run(after(2)));
+            routes.spawn(inbound.run(supervisor.clone(), after(2)));
         }
         for reading in self.readings {
-            routes.spawn(reading.run(after(2)));
+            let (supervisor, stop, stopped) = (supervisor.clone(), after(2), stopped.clone());
+            routes.spawn(async move {
+                supervisor.keep(reading.part(), stop, || reading.run(&supervisor, phase(&stopped, 2))).await;
+            });
         }
         let mut forwarders: JoinSet<()> = JoinSet::new();
         if let Some((escape, _)) = self.escape {
-            forwarders.spawn(escape.run(after(2)));
+            forwarders.spawn(escape.run(supervisor.watch("escape"), after(2)));
         }
         for forwarder in self.forwarders {
             forwarders.spawn(forwarder.run(after(3)));
@@ -431,6 +448,14 @@ impl Node {
         }
         late
     }
+}
+
+/// Resolves when the drain has come to this phase.
+fn phase(stopped: &watch::Receiver<u8>, number: u8) -> Fut<'static, ()> {
+    let mut stopped = stopped.clone();
+    Box::pin(async move {
+        let _ = stopped.wait_for(|p| *p >= number).await;
+    })
 }
 
 /// Input bindings with `publishTo`: their readings become messages without an application in between.

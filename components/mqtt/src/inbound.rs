@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use selvedge::component::{Fut, HandlerError};
 use selvedge::escape::{Backoff, BackoffConfig, SplitMix};
+use selvedge::supervise::contained;
 use selvedge::time::Monotonic;
 use selvedge::topic;
 use smallvec::SmallVec;
@@ -322,7 +323,8 @@ async fn work(connection: Arc<Connection>, topic: String, permits: Arc<Semaphore
             for (handler, running) in handlers {
                 let Ok(_permit) = permits.acquire().await else { return };
                 running.send_modify(|n| *n += 1);
-                let result = handler(pending.message.clone()).await;
+                // A defect of one handler is no end for the messages of this topic.
+                let result = contained(handler(pending.message.clone())).await.unwrap_or_else(|cause| Err(HandlerError::Retry(cause)));
                 running.send_modify(|n| *n -= 1);
                 match result {
                     Ok(()) => {}

@@ -22,6 +22,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::api::door;
 use crate::api::error::{ApiError, state};
 use crate::api::http::Lifecycle;
 use crate::block::{Blocks, BulkPublishEntry, PublishCall, SetItem, Trace, TransactionItem};
@@ -479,20 +480,19 @@ pub async fn serve(blocks: Blocks, listeners: Vec<TcpListener>, options: GrpcOpt
         let token = options.api_token.clone();
         let guarded =
             tonic::service::interceptor::InterceptedService::new(server, move |request: Request<()>| check_token(request, token.as_deref()));
-        let mut stop = stop.clone();
-        let ended = async move {
-            let _ = stop.wait_for(|s| *s).await;
-        };
+        let (stop, supervisor) = (stop.clone(), blocks.node_status().supervisor().clone());
         tasks.spawn(async move {
-            // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
-            let incoming = TcpListenerStream::new(listener).map(|accepted| {
-                accepted.inspect(|stream| {
-                    let _ = stream.set_nodelay(true);
-                })
-            });
-            if let Err(error) = tonic::transport::Server::builder().add_service(guarded).serve_with_incoming_shutdown(incoming, ended).await {
-                tracing::error!(error = %error, "the gRPC API has ended");
-            }
+            door::keep(&supervisor, "api/grpc", listener, stop, |listener, ended| {
+                // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
+                let incoming = TcpListenerStream::new(listener).map(|accepted| {
+                    accepted.inspect(|stream| {
+                        let _ = stream.set_nodelay(true);
+                    })
+                });
+                let server = tonic::transport::Server::builder().add_service(guarded.clone());
+                async move { server.serve_with_incoming_shutdown(incoming, ended).await.map_err(|e| e.to_string()) }
+            })
+            .await;
         });
     }
     while tasks.join_next().await.is_some() {}

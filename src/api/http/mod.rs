@@ -24,9 +24,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::upgrade::{Connections, Switch};
+use super::door;
 use super::error::{self, ApiError};
 use crate::block::Blocks;
 use crate::component::{Fut, InvokeRequest, Metadata};
+use crate::supervise::contained;
 use crate::telemetry::Metrics;
 
 /// How the server behaves.
@@ -215,16 +217,15 @@ pub async fn serve(
     let (stopping, stopped) = watch::channel(false);
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
-        let mut stopped = stopped.clone();
-        let (connections, switch) = Connections::new(listener);
-        let router = Router::new().fallback(handle).with_state((server.clone(), switch));
-        let serving = axum::serve(connections, router).with_graceful_shutdown(async move {
-            let _ = stopped.wait_for(|s| *s).await;
-        });
+        let (server, stopped) = (server.clone(), stopped.clone());
         tasks.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(error = %error, "the HTTP API has ended");
-            }
+            let supervisor = server.blocks.node_status().supervisor().clone();
+            door::keep(&supervisor, "api/http", listener, stopped, |listener, stop| {
+                let (connections, switch) = Connections::new(listener);
+                let router = Router::new().fallback(handle).with_state((server.clone(), switch));
+                async move { axum::serve(connections, router).with_graceful_shutdown(stop).await.map_err(|e| e.to_string()) }
+            })
+            .await;
         });
     }
     stop.await;
@@ -280,7 +281,7 @@ async fn handle(State((server, switch)): State<(Arc<Server>, Switch)>, mut reque
     } else if let Some(refusal) = server.unauthorized(&call) {
         refusal
     } else {
-        server.dispatch(call).await.unwrap_or_else(|error| server.render(&error))
+        server.contained(call).await.unwrap_or_else(|error| server.render(&error))
     };
     if !server.options.allowed_origins.is_empty() {
         put_header(&mut response, "vary", "Origin");
@@ -327,6 +328,14 @@ impl Server {
             put_header(&mut response, name, value);
         }
         response
+    }
+
+    /// A defect over one call is an answer to that call.
+    async fn contained(&self, call: Call) -> Answer {
+        contained(self.dispatch(call)).await.unwrap_or_else(|cause| {
+            self.blocks.node_status().supervisor().count("api/http", &cause);
+            Err(error::defect())
+        })
     }
 
     async fn dispatch(&self, mut call: Call) -> Answer {
