@@ -30,7 +30,7 @@ pub use pubsub::{
     SubscriptionHandle,
 };
 pub use registry::{BuildError, Category, Registry};
-pub use secret::{Secret, SecretError, SecretStore};
+pub use secret::{Aged, Secret, SecretError, SecretStore};
 pub use socket::{InheritedSocket, InheritedSockets, addresses};
 pub use state::{
     BulkGetItem, Concurrency, Consistency, DeleteRequest, GetRequest, KeysLikePage, KeysLikeRequest, SetRequest, StateError, StateFeature, StateItem,

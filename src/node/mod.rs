@@ -3,6 +3,8 @@
 //! Building starts nothing that sends or receives: configuration is read and checked, the store is opened, components are made,
 //! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
 
+mod cache;
+mod cached;
 mod components;
 mod encrypted;
 mod escape;
@@ -280,7 +282,8 @@ impl Node {
             None => (None, None, Vec::new()),
         };
         let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
-        let mut components = components::build(&config, &host, &supervisor, hub.as_ref()).await?;
+        let mut components =
+            components::build(&config, &host, &supervisor, hub.as_ref(), &components::Caches::open(&config, &host, tables.as_ref()).await).await?;
         if let Some(hub) = &hub
             && config.resources.needs_local()
         {

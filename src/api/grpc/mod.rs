@@ -163,6 +163,15 @@ fn metadata(map: Map) -> Metadata {
     map.into_iter().collect()
 }
 
+/// Marks an answer that comes from a cache since its source is gone.
+fn aged<T>(message: T, age: Option<std::time::Duration>) -> Response<T> {
+    let mut response = Response::new(message);
+    if let Some(age) = age {
+        response.metadata_mut().insert(crate::api::CACHE_AGE, age.as_secs().into());
+    }
+    response
+}
+
 fn is_json(metadata: &Metadata) -> bool {
     metadata.iter().any(|(k, v)| k.eq_ignore_ascii_case("contentType") && v.starts_with("application/json"))
 }
@@ -400,14 +409,14 @@ impl Dapr for Service {
     async fn get_secret(&self, request: Request<GetSecretRequest>) -> Answer<GetSecretResponse> {
         let r = request.into_inner();
         let data = self.blocks.secret(&r.store_name, &r.key, &metadata(r.metadata)).await?;
-        Ok(Response::new(GetSecretResponse { data: data.into_iter().collect() }))
+        Ok(aged(GetSecretResponse { data: data.value.into_iter().collect() }, data.age))
     }
 
     async fn get_bulk_secret(&self, request: Request<GetBulkSecretRequest>) -> Answer<GetBulkSecretResponse> {
         let r = request.into_inner();
         let all = self.blocks.bulk_secret(&r.store_name, &metadata(r.metadata)).await?;
-        let data = all.into_iter().map(|(name, secret)| (name, SecretResponse { secrets: secret.into_iter().collect() })).collect();
-        Ok(Response::new(GetBulkSecretResponse { data }))
+        let data = all.value.into_iter().map(|(name, secret)| (name, SecretResponse { secrets: secret.into_iter().collect() })).collect();
+        Ok(aged(GetBulkSecretResponse { data }, all.age))
     }
 
     async fn get_metadata(&self, _request: Request<GetMetadataRequest>) -> Answer<GetMetadataResponse> {

@@ -8,6 +8,7 @@ mod upgrade;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -153,6 +154,14 @@ fn put_header(response: &mut Response, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
         response.headers_mut().insert(name, value);
     }
+}
+
+/// Marks an answer that comes from a cache since its source is gone.
+fn aged(mut response: Response, age: Option<Duration>) -> Response {
+    if let Some(age) = age {
+        put_header(&mut response, super::CACHE_AGE, &age.as_secs().to_string());
+    }
+    response
 }
 
 /// Keys of a JSON object are found whatever their case (Go's rule).
@@ -364,11 +373,11 @@ impl Server {
             ["v1.0", "bindings", name] if writes => self.binding(name, call).await,
             ["v1.0", "secrets", store, "bulk"] if get => {
                 let all = self.blocks.bulk_secret(store, &call.metadata()).await?;
-                Ok(json_response(200, &json!(all)))
+                Ok(aged(json_response(200, &json!(all.value)), all.age))
             }
             ["v1.0", "secrets", store, name @ ..] if get && !name.is_empty() => {
                 let secret = self.blocks.secret(store, &name.join("/"), &call.metadata()).await?;
-                Ok(json_response(200, &json!(secret)))
+                Ok(aged(json_response(200, &json!(secret.value)), secret.age))
             }
             ["v1.0" | "v1.0-alpha1", "configuration", store] if get => configuration::get(&self.blocks, store, call).await,
             ["v1.0" | "v1.0-alpha1", "configuration", store, "subscribe"] if get => configuration::subscribe(&self.blocks, store, call).await,
