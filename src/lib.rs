@@ -24,6 +24,7 @@ pub mod outbox;
 pub mod outlook;
 pub mod resource;
 pub mod seal;
+pub mod supervise;
 pub mod telemetry;
 pub mod time;
 #[cfg(feature = "tls")]

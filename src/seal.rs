@@ -127,6 +127,12 @@ impl Seal {
         Ok(sealed)
     }
 
+    /// Whether the first key has sealed this: if not, it is worth sealing anew.
+    #[must_use]
+    pub fn is_current(&self, sealed: &[u8]) -> bool {
+        self.0.first().is_some_and(|key| sealed.get(1..HEAD).is_some_and(|fingerprint| fingerprint == key.fingerprint))
+    }
+
     /// Opens what was sealed for this place by any of the keys.
     ///
     /// # Errors
@@ -184,6 +190,7 @@ mod tests {
     fn a_key_is_changed_by_putting_the_new_one_first() {
         let old = seal(&[1]).seal(b"", b"x").unwrap();
         let both = seal(&[2, 1]);
+        assert!(!both.is_current(&old) && both.is_current(&both.seal(b"", b"x").unwrap()));
         assert_eq!(both.open(b"", &old), Ok(b"x".to_vec()));
         let new = both.seal(b"", b"y").unwrap();
         assert_eq!((seal(&[2]).open(b"", &new), seal(&[1]).open(b"", &new)), (Ok(b"y".to_vec()), Err(SealError::OtherKey)));

@@ -349,6 +349,12 @@ pub mod invoke {
     }
 }
 
+/// A call that met a defect of the node.
+#[must_use]
+pub fn defect() -> ApiError {
+    ApiError::plain(500, 13, "ERR_INTERNAL", "the node met a defect; its log has the place")
+}
+
 /// A route that leads nowhere, which Dapr takes for a service invocation without a target.
 #[must_use]
 pub fn no_target() -> ApiError {
@@ -397,6 +403,7 @@ mod tests {
             (configuration::no_app(), 500, 13, "ERR_APP_CHANNEL_NIL", 0),
             (binding("b", "x"), 500, 13, "ERR_INVOKE_OUTPUT_BINDING", 0),
             (invoke::failed("a", "x"), 500, 13, "ERR_DIRECT_INVOKE", 0),
+            (defect(), 500, 13, "ERR_INTERNAL", 0),
             (no_target(), 404, 3, "ERR_DIRECT_INVOKE", 0),
         ];
         for (error, status, grpc, code, details) in rows {

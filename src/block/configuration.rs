@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{Blocks, go_json};
 use crate::api::error::{ApiError, configuration};
 use crate::app::MethodCall;
-use crate::component::{ConfigurationHandle, ConfigurationHandler, ConfigurationItems, ConfigurationStore, Fut, Metadata, NotTaken};
+use crate::component::{Aged, ConfigurationHandle, ConfigurationHandler, ConfigurationItems, ConfigurationStore, Fut, Metadata, NotTaken};
 
 /// Subscriptions at a time; one more is refused.
 const MOST: usize = 1_000;
@@ -117,10 +117,10 @@ impl Blocks {
     ///
     /// # Errors
     /// No such store, too many keys, or the store failed.
-    pub async fn configuration(&self, store: &str, keys: &[String], metadata: &Metadata) -> Result<ConfigurationItems, ApiError> {
+    pub async fn configuration(&self, store: &str, keys: &[String], metadata: &Metadata) -> Result<Aged<ConfigurationItems>, ApiError> {
         let component = self.configuration_store(store)?;
         check_keys(keys).map_err(|e| configuration::get(store, &[], e))?;
-        component.get(keys, metadata).await.map_err(|e| configuration::get(store, keys, e))
+        component.get_aged(keys, metadata).await.map_err(|e| configuration::get(store, keys, e))
     }
 
     /// Subscribes; the handler is told of changes until [`Blocks::unsubscribe_configuration`]. Returns the subscription's id.

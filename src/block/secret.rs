@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Blocks;
 use crate::api::error::{ApiError, secret};
-use crate::component::{Metadata, Secret, SecretStore};
+use crate::component::{Aged, Metadata, Secret, SecretStore};
 
 impl Blocks {
     fn secret_store(&self, name: &str) -> Result<&Arc<dyn SecretStore>, ApiError> {
@@ -24,22 +24,22 @@ impl Blocks {
     ///
     /// # Errors
     /// No store, denied, or not there.
-    pub async fn secret(&self, store: &str, name: &str, metadata: &Metadata) -> Result<Secret, ApiError> {
+    pub async fn secret(&self, store: &str, name: &str, metadata: &Metadata) -> Result<Aged<Secret>, ApiError> {
         let component = self.secret_store(store)?;
         if !self.may_read(store, name) {
             return Err(secret::denied(store, name));
         }
-        component.get(name, metadata).await.map_err(|e| secret::get(store, name, e))
+        component.get_aged(name, metadata).await.map_err(|e| secret::get(store, name, e))
     }
 
     /// All secrets that may be read.
     ///
     /// # Errors
     /// No store, or it failed.
-    pub async fn bulk_secret(&self, store: &str, metadata: &Metadata) -> Result<BTreeMap<String, Secret>, ApiError> {
+    pub async fn bulk_secret(&self, store: &str, metadata: &Metadata) -> Result<Aged<BTreeMap<String, Secret>>, ApiError> {
         let component = self.secret_store(store)?;
-        let mut all = component.bulk_get(metadata).await.map_err(|e| secret::get(store, "", e))?;
-        all.retain(|name, _| self.may_read(store, name));
+        let mut all = component.bulk_get_aged(metadata).await.map_err(|e| secret::get(store, "", e))?;
+        all.value.retain(|name, _| self.may_read(store, name));
         Ok(all)
     }
 }

@@ -26,6 +26,7 @@ use crate::component::{
     Concurrency, Consistency, DeleteRequest, GetRequest, Metadata, SetRequest, StateOperation, StateStore, StateValue, Table, is_truthy,
 };
 use crate::node::Loaded;
+use crate::supervise::contained;
 use crate::time::Timestamp;
 
 /// Events of committed transactions that may wait to be published, for each store. At the bound transactions wait.
@@ -282,11 +283,11 @@ impl Blocks {
             if let Some(mut receiver) = receiver {
                 workers.spawn(async move {
                     for w in before {
-                        blocks.tell(w).await;
+                        blocks.tell_contained(w).await;
                         gauge.dec();
                     }
                     while let Some(w) = receiver.recv().await {
-                        blocks.tell(w).await;
+                        blocks.tell_contained(w).await;
                         gauge.dec();
                     }
                 });
@@ -296,6 +297,13 @@ impl Blocks {
             tracing::warn!(store, events = rows.len(), "events of a store that has no outbox any more are kept, not published");
         }
         stop.await;
+    }
+
+    /// A defect over one event holds up no other: its row stays, and is told of after the next start.
+    async fn tell_contained(&self, waiting: Waiting) {
+        if let Err(cause) = contained(self.tell(waiting)).await {
+            self.inner.status.supervisor().count("transactions", &cause);
+        }
     }
 
     /// Publishes one, however long that takes. In order: the next ones wait.

@@ -27,6 +27,11 @@ pub trait BindingHandler: Send + Sync + 'static {
 pub trait ReadHandle: Send + Sync {
     /// Stops reading and waits for the handler calls that run.
     fn close<'a>(&'a self) -> Fut<'a, ()>;
+
+    /// Resolves when reading has ended without [`ReadHandle::close`], by a defect: the node reads anew. Never where that cannot happen.
+    fn ended<'a>(&'a self) -> Fut<'a, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Brings events from outside.

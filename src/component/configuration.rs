@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Fut, Metadata};
+use super::{Aged, Fut, Metadata};
+use crate::supervise::contained;
 
 /// First and longest wait before a subscriber that could not take its changes is offered them again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -56,6 +57,11 @@ pub trait ConfigurationHandle: Send + Sync {
 pub trait ConfigurationStore: Send + Sync + 'static {
     /// The items of these keys, or of all when there are none. Keys that are not there are left out.
     fn get<'a>(&'a self, keys: &'a [String], metadata: &'a Metadata) -> Fut<'a, Result<ConfigurationItems, ConfigurationError>>;
+
+    /// [`ConfigurationStore::get`] with the age of its oldest answer.
+    fn get_aged<'a>(&'a self, keys: &'a [String], metadata: &'a Metadata) -> Fut<'a, Result<Aged<ConfigurationItems>, ConfigurationError>> {
+        Box::pin(async move { self.get(keys, metadata).await.map(Aged::fresh) })
+    }
 
     /// Tells of every change of these keys (of all when there are none) from now on; what stands already is not told. Changes that follow
     /// each other quickly may be told as one; a change that is taken back before it is told may not be told at all.
@@ -125,7 +131,7 @@ pub fn follow(
                 continue;
             }
             // One that runs is waited for by `close`.
-            again = handler.changed(news).await.is_err();
+            again = contained(handler.changed(news)).await != Ok(Ok(()));
             pause = if again { (pause * 2).min(RETRY.1) } else { RETRY.0 };
             if !again {
                 told = now;

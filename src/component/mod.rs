@@ -6,6 +6,7 @@
 
 mod binding;
 mod configuration;
+mod contained;
 mod finding;
 mod listener;
 mod properties;
@@ -22,6 +23,7 @@ pub use configuration::{
     ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationSource, ConfigurationStore,
     NotTaken, changes, follow, pick,
 };
+pub use contained::Contained;
 pub use finding::{Finding, FindingLevel};
 pub use listener::{BoundListener, ListenerContext, ListenerReload, PreparedReload};
 pub use properties::{Properties, PropertyError, is_truthy};
@@ -30,7 +32,7 @@ pub use pubsub::{
     SubscriptionHandle,
 };
 pub use registry::{BuildError, Category, Registry};
-pub use secret::{Secret, SecretError, SecretStore};
+pub use secret::{Aged, Secret, SecretError, SecretStore};
 pub use socket::{InheritedSocket, InheritedSockets, addresses};
 pub use state::{
     BulkGetItem, Concurrency, Consistency, DeleteRequest, GetRequest, KeysLikePage, KeysLikeRequest, SetRequest, StateError, StateFeature, StateItem,
@@ -45,6 +47,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
 use crate::time::Clock;
 
@@ -75,6 +78,8 @@ pub struct ComponentContext {
     pub clock: Arc<dyn Clock>,
     /// Where to register metrics.
     pub metrics: Metrics,
+    /// Starts background work again that fails, and shows it.
+    pub supervisor: Supervisor,
     /// The node's exchange of messages; the pub/sub `local` is built on it. A node that stores nothing has none.
     pub hub: Option<crate::hub::Hub>,
 }

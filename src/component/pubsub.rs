@@ -117,6 +117,12 @@ pub trait MessageHandler: Send + Sync + 'static {
 pub trait SubscriptionHandle: Send + Sync {
     /// Stops the delivery of new messages and waits for handlers that run.
     fn close<'a>(&'a self) -> Fut<'a, ()>;
+
+    /// Resolves when the delivery has ended without [`SubscriptionHandle::close`], by a defect: the node subscribes anew. Never where that
+    /// cannot happen.
+    fn ended<'a>(&'a self) -> Fut<'a, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Why a pub/sub could not do it.

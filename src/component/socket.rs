@@ -27,6 +27,15 @@ pub enum InheritedSocket {
 }
 
 impl InheritedSocket {
+    /// Another descriptor of the same socket.
+    fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Tcp(socket) => socket.try_clone().ok().map(Self::Tcp),
+            Self::Udp(socket) => socket.try_clone().ok().map(Self::Udp),
+            Self::Other(_) => None,
+        }
+    }
+
     /// What it is, for people.
     fn kind(&self) -> String {
         let at = |address: io::Result<SocketAddr>| address.map_or_else(|e| e.to_string(), |a| a.to_string());
@@ -38,22 +47,41 @@ impl InheritedSocket {
     }
 }
 
+type Named = BTreeMap<String, Vec<InheritedSocket>>;
+
+#[derive(Debug, Default)]
+struct Sockets {
+    left: Named,
+    /// Copies of those that are taken, for a listener that is bound anew.
+    taken: Named,
+}
+
 /// The sockets that were handed over and are not taken yet, by name (`FileDescriptorName=`). Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct InheritedSockets(Arc<Mutex<BTreeMap<String, Vec<InheritedSocket>>>>);
+pub struct InheritedSockets(Arc<Mutex<Sockets>>);
 
 impl InheritedSockets {
     /// These sockets; several may have one name.
     #[must_use]
     pub fn new(sockets: impl IntoIterator<Item = (String, InheritedSocket)>) -> Self {
-        let mut named: BTreeMap<String, Vec<InheritedSocket>> = BTreeMap::new();
+        let mut left = Named::new();
         for (name, socket) in sockets {
-            named.entry(name).or_default().push(socket);
+            left.entry(name).or_default().push(socket);
         }
-        Self(Arc::new(Mutex::new(named)))
+        Self(Arc::new(Mutex::new(Sockets { left, taken: Named::new() })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<InheritedSocket>>> {
+    /// Those that were taken, to be taken once more: for a listener that has failed. The service manager keeps a copy as well, so that these ones
+    /// hold no port open which it would not.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let taken = &self.lock().taken;
+        let copies = |sockets: &Vec<InheritedSocket>| sockets.iter().filter_map(InheritedSocket::copy).collect();
+        let left = taken.iter().map(|(name, sockets)| (name.clone(), copies(sockets))).collect();
+        Self(Arc::new(Mutex::new(Sockets { left, taken: Named::new() })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sockets> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,12 +89,15 @@ impl InheritedSockets {
     #[must_use]
     pub fn left(&self) -> Vec<String> {
         let kinds = |sockets: &[InheritedSocket]| sockets.iter().map(InheritedSocket::kind).collect::<Vec<_>>().join(", ");
-        self.lock().iter().map(|(name, sockets)| format!("{name} ({})", kinds(sockets))).collect()
+        self.lock().left.iter().map(|(name, sockets)| format!("{name} ({})", kinds(sockets))).collect()
     }
 
     /// Takes all sockets of a name; empty when there is none.
     fn take<T>(&self, name: &str, wanted: &str, pick: impl Fn(InheritedSocket) -> Result<T, InheritedSocket>) -> Result<Vec<T>, String> {
-        let Some(sockets) = self.lock().remove(name) else { return Ok(Vec::new()) };
+        let mut all = self.lock();
+        let Some(sockets) = all.left.remove(name) else { return Ok(Vec::new()) };
+        all.taken.insert(name.to_owned(), sockets.iter().filter_map(InheritedSocket::copy).collect());
+        drop(all);
         let wrong = |socket: InheritedSocket| format!("the inherited socket {name:?} is {}; accepted is a {wanted} socket", socket.kind());
         sockets.into_iter().map(|socket| pick(socket).map_err(wrong)).collect()
     }
@@ -160,6 +191,7 @@ mod tests {
         let again = sockets.listen("systemd:mqtt").await.unwrap_err().to_string();
         assert!(again.contains("no inherited socket has the name \"mqtt\": there are pipe (a FIFO)"), "{again}");
         assert!(sockets.tcp("http").unwrap().is_empty(), "what is asked for only if it is there");
+        assert_eq!(sockets.again().listen("systemd:mqtt").await.unwrap().len(), 2, "a listener that has failed takes them once more");
     }
 
     #[tokio::test]

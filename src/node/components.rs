@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::cache::{Disk, SealedCache};
+use super::cached::{CachedConfiguration, CachedSecrets};
 use super::mode_store::{MODE_STORE, MODE_STORE_TYPE, ModeStore};
 use super::{Host, NodeConfig, NodeError, encrypted};
 use crate::component::{
-    Binding, BuildError, Category, ComponentContext, ConfigurationStore, Finding, Metadata, Properties, PubSub, SecretStore, StateStore,
+    Binding, BuildError, Category, ComponentContext, ConfigurationStore, Finding, Fut, InitError, Metadata, Properties, PubSub, SecretStore,
+    StateStore, Tables,
 };
 use crate::hub::Hub;
-use crate::resource::{ComponentSpec, PropertySource};
+use crate::resource::{ComponentSpec, PropertySource, read_keys};
+use crate::seal::Seal;
+use crate::supervise::Supervisor;
 
 /// A component that was made.
 #[derive(Debug)]
@@ -114,6 +120,42 @@ impl Components {
     }
 }
 
+/// What stores said last, where an escape policy wants it kept.
+#[derive(Default)]
+pub(super) struct Caches {
+    secrets: Option<Arc<SealedCache>>,
+    configuration: Option<Arc<SealedCache>>,
+}
+
+impl Caches {
+    /// Opens them. Without a key, or a store, they last as long as the process.
+    pub(super) async fn open(config: &NodeConfig, host: &Host, tables: Option<&Arc<dyn Tables>>) -> Self {
+        let Some(policy) = config.resources.escape_policies.first() else { return Self::default() };
+        let environment = |name: &str| config.environment.get(name).cloned();
+        let keys = read_keys(&policy.at_rest, &environment).unwrap_or_else(|error| {
+            tracing::error!("{error}; what stores say is kept in memory only");
+            Vec::new()
+        });
+        let open = async |name: &'static str, max_age: Duration| {
+            if max_age.is_zero() {
+                return None;
+            }
+            let disk = match (Seal::derive(&keys, name), tables) {
+                (Some(seal), Some(tables)) => match tables.open(&format!("cache_{name}")).await {
+                    Ok(table) => Some(Disk { table, seal }),
+                    Err(error) => {
+                        tracing::error!(cache = name, %error, "a cache is kept in memory only");
+                        None
+                    }
+                },
+                _ => None,
+            };
+            Some(Arc::new(SealedCache::open(name, max_age, disk, host.clock.clone(), &host.metrics).await))
+        };
+        Self { secrets: open("secrets", policy.secrets_max_age).await, configuration: open("configuration", policy.config_max_age).await }
+    }
+}
+
 /// Whether this is the node's own store of its mode, which no factory makes.
 pub(super) fn is_mode_store(spec: &ComponentSpec) -> bool {
     spec.type_name.eq_ignore_ascii_case(MODE_STORE_TYPE)
@@ -186,10 +228,13 @@ fn logged_type(spec: &ComponentSpec) -> String {
 pub async fn diagnose(config: &NodeConfig, host: &Host) -> Vec<Finding> {
     let mut components = Components::default();
     let mut findings = Vec::new();
+    let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
+    // What a store said last is the running node's.
+    let caches = Caches::default();
     let of = |wanted: Category| config.resources.components.iter().filter(move |c| Category::of(&c.type_name) == Some(wanted));
     let pubsubs = of(Category::PubSub).filter(|c| !c.type_name.eq_ignore_ascii_case("pubsub.local"));
     for spec in of(Category::SecretStores).chain(pubsubs) {
-        if let Err(detail) = build_one(spec, config, host, None, &mut components).await {
+        if let Err(detail) = build_one(spec, config, host, &supervisor, None, &caches, &mut components).await {
             let remedy = format!("mend the component ({}); `selvedge check` names keys", spec.origin);
             findings.push(Finding::problem(format!("component {}", spec.name), detail, remedy));
         }
@@ -203,13 +248,19 @@ pub async fn diagnose(config: &NodeConfig, host: &Host) -> Vec<Finding> {
 }
 
 /// Makes the components: secret stores first, then in the order of the files, one at a time.
-pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -> Result<Components, NodeError> {
+pub(super) async fn build(
+    config: &NodeConfig,
+    host: &Host,
+    supervisor: &Supervisor,
+    hub: Option<&Hub>,
+    caches: &Caches,
+) -> Result<Components, NodeError> {
     let mut components = Components::default();
     let is_secret = |c: &&ComponentSpec| Category::of(&c.type_name) == Some(Category::SecretStores);
     let specs: Vec<&ComponentSpec> = config.resources.components.iter().filter(|c| !is_mode_store(c)).collect();
     let ordered = specs.iter().copied().filter(is_secret).chain(specs.iter().copied().filter(|c| !is_secret(c)));
     for spec in ordered {
-        match build_one(spec, config, host, hub, &mut components).await {
+        match build_one(spec, config, host, supervisor, hub, caches, &mut components).await {
             Ok(()) => {
                 components.order.push(spec.name.clone());
                 tracing::info!("Component loaded: {} ({})", spec.name, logged_type(spec));
@@ -224,7 +275,15 @@ pub(super) async fn build(config: &NodeConfig, host: &Host, hub: Option<&Hub>) -
     Ok(components)
 }
 
-async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: Option<&Hub>, components: &mut Components) -> Result<(), String> {
+async fn build_one(
+    spec: &ComponentSpec,
+    config: &NodeConfig,
+    host: &Host,
+    supervisor: &Supervisor,
+    hub: Option<&Hub>,
+    caches: &Caches,
+    components: &mut Components,
+) -> Result<(), String> {
     let Some(category) = Category::of(&spec.type_name) else {
         return Err(format!("incorrect type {}", spec.type_name));
     };
@@ -245,6 +304,7 @@ async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: 
         data_dir: config.data_dir.clone(),
         clock: host.clock.clone(),
         metrics: host.metrics.clone(),
+        supervisor: supervisor.clone(),
         hub: hub.cloned(),
     };
     let name = spec.name.clone();
@@ -269,8 +329,48 @@ async fn build_one(spec: &ComponentSpec, config: &NodeConfig, host: &Host, hub: 
         }
         Category::PubSub => make!(build_pubsub, pubsub, |m| m),
         Category::Bindings => make!(build_binding, bindings, Arc::new),
-        Category::SecretStores => make!(build_secret_store, secrets, |m| m),
-        Category::Configuration => make!(build_configuration_store, configuration, |m| m),
+        Category::SecretStores => {
+            let item = secret_store(spec, host, context, caches.secrets.as_ref()).await.map_err(|(kind, cause)| code(kind, cause))?;
+            let (name_, type_name, version, properties) = loaded;
+            components.secrets.insert(name, Loaded { name: name_, type_name, version, properties, item });
+        }
+        Category::Configuration => make!(build_configuration_store, configuration, |m| match &caches.configuration {
+            Some(cache) => Arc::new(CachedConfiguration::new(&spec.name, cache.clone(), m)) as Arc<dyn ConfigurationStore>,
+            None => m,
+        }),
     }
     Ok(())
+}
+
+/// A secret store, with its cache if there is one. A store whose source is gone is made without it, as long as the cache knows something.
+///
+/// The error is daprd's code and the cause.
+async fn secret_store(
+    spec: &ComponentSpec,
+    host: &Host,
+    context: ComponentContext,
+    cache: Option<&Arc<SealedCache>>,
+) -> Result<Arc<dyn SecretStore>, (&'static str, String)> {
+    const INIT: &str = "INIT_COMPONENT_FAILURE";
+    let made = match tokio::time::timeout(spec.init_timeout, host.registry.build_secret_store(context.clone())).await {
+        Err(_) => Err(format!("init timeout for component {} ({})", spec.name, logged_type(spec))),
+        Ok(Ok(made)) => Ok(made),
+        Ok(Err(error @ BuildError::Unknown { .. })) => return Err(("CREATE_COMPONENT_FAILURE", error.to_string())),
+        // A setting that is wrong does not get right by waiting.
+        Ok(Err(error @ BuildError::Init(InitError::Property(_)))) => return Err((INIT, error.to_string())),
+        Ok(Err(error)) => Err(error.to_string()),
+    };
+    let Some(cache) = cache else { return made.map_err(|cause| (INIT, cause)) };
+    match &made {
+        Ok(store) if !store.can_be_gone() => return Ok(store.clone()),
+        Err(cause) if cache.all(&spec.name).is_empty() => return Err((INIT, cause.clone())),
+        Err(cause) => tracing::warn!(component.name = %spec.name, cause, "a secret store is gone at the start: it is answered from the cache"),
+        Ok(_) => {}
+    }
+    let registry = host.registry.clone();
+    let make = move || -> Fut<'static, Result<Arc<dyn SecretStore>, String>> {
+        let (registry, context) = (registry.clone(), context.clone());
+        Box::pin(async move { registry.build_secret_store(context).await.map_err(|e| e.to_string()) })
+    };
+    Ok(Arc::new(CachedSecrets::new(&spec.name, cache.clone(), host.clock.clone(), made, Box::new(make))))
 }

@@ -25,6 +25,7 @@ use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
 use crate::outbox::{DestinationId, LedgerRow};
 use crate::resource::DiskFloor;
+use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
 
@@ -32,6 +33,8 @@ use crate::time::{Clock, Monotonic, Timestamp};
 pub const MODE_TOPIC: &str = "$selvedge/mode";
 /// How often the controller looks when nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the controller must go on after a defect to count as well.
+const WELL: Duration = Duration::from_secs(10);
 /// How often the file system is asked for its room.
 const DISK_LOOK: Duration = Duration::from_secs(5);
 /// How often the length of an outage is saved.
@@ -294,36 +297,82 @@ impl Escape {
         (this, EscapeHandle { view: seen, orders: give })
     }
 
-    /// Looks after the mode until `stop` resolves.
-    pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
-        self.tell().await;
+    /// Looks after the mode until `stop` resolves. After a defect it goes on with what it has saved last.
+    pub(super) async fn run(mut self, mut watch: Watch, mut stop: Fut<'static, ()>) {
+        let mut told = false;
+        let mut since_defect = None::<Monotonic>;
         if !self.kept.damaged.is_empty() {
             // The next start does not find them damaged any more: an alarm that was not sent by then must be kept.
             self.save().await;
         }
         loop {
-            let changes: Vec<_> = self.at.upstreams.iter_mut().map(|u| Box::pin(u.status.changed())).collect();
-            let changed = async {
-                if changes.is_empty() {
-                    std::future::pending::<()>().await;
+            let turn = async {
+                if !std::mem::replace(&mut told, true) {
+                    self.tell().await;
                 }
-                futures_util::future::select_all(changes).await;
+                self.turn(&mut stop).await
             };
-            let order = tokio::select! {
-                biased;
-                () = &mut stop => break,
-                order = self.orders.recv() => order,
-                () = changed => None,
-                () = tokio::time::sleep(LOOK) => None,
-            };
-            self.look().await;
-            if let Some((order, answer)) = order {
-                let said = self.obey(order).await;
-                // Who asked may have gone.
-                let _ = answer.send(said);
+            match contained(turn).await {
+                Ok(true) => {
+                    if since_defect.take_if(|at| self.at.clock.monotonic().since(*at) >= WELL).is_some() {
+                        watch.well();
+                    }
+                }
+                Ok(false) => break,
+                Err(cause) => {
+                    let pause = watch.failed(&cause);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = &mut stop => break,
+                    }
+                    since_defect = Some(self.at.clock.monotonic());
+                    told = false;
+                    self.restart();
+                }
             }
         }
         self.save().await;
+    }
+
+    /// Waits for something to do, and does it. `false` when `stop` has resolved.
+    async fn turn(&mut self, stop: &mut Fut<'static, ()>) -> bool {
+        let changes: Vec<_> = self.at.upstreams.iter_mut().map(|u| Box::pin(u.status.changed())).collect();
+        let changed = async {
+            if changes.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            futures_util::future::select_all(changes).await;
+        };
+        let order = tokio::select! {
+            biased;
+            () = stop => return false,
+            order = self.orders.recv() => order,
+            () = changed => None,
+            () = tokio::time::sleep(LOOK) => None,
+        };
+        self.look().await;
+        if let Some((order, answer)) = order {
+            let said = self.obey(order).await;
+            // Who asked may have gone.
+            let _ = answer.send(said);
+        }
+        true
+    }
+
+    /// Begins anew from the file, as after a restart of the node: what a defect has left in memory may be half done.
+    fn restart(&mut self) {
+        let path = self.at.dir.join("escape.json");
+        match self.at.storage.read(&path).map_err(|e| e.to_string()).and_then(|b| serde_json::from_slice(&b).map_err(|e| e.to_string())) {
+            Ok(kept) => self.kept = kept,
+            // Nothing was saved yet, or the disk is gone: what is known is better than nothing.
+            Err(error) => tracing::debug!(error, "the mode goes on from memory"),
+        }
+        let now = self.at.clock.monotonic();
+        self.machine = ModeMachine::new(self.at.modes, self.kept.mode, now);
+        (self.told_at, self.books_at_loss) = (None, None);
+        self.meters.show(self.machine.mode());
+        self.refresh_view();
+        self.order_links();
     }
 
     async fn obey(&mut self, order: EscapeOrder) -> Value {

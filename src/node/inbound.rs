@@ -1,17 +1,20 @@
 //! Routes that lead in: an upstream's messages become local ones, acknowledged to the upstream once they are safe here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::routes::RouteMetrics;
-use crate::component::{Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, is_truthy};
+use crate::component::{Contained, Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, SubscriptionHandle, is_truthy};
 use crate::hub::{Hub, Payload, When};
 use crate::message::{Attributes, Inbound};
 use crate::resource::RouteSpec;
+use crate::supervise::Supervisor;
 
 /// Wait between attempts to subscribe.
 const RETRY: Duration = Duration::from_secs(5);
@@ -34,7 +37,7 @@ impl InboundRoutes {
     }
 
     /// Runs until `stop` resolves.
-    pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
+    pub(super) async fn run(mut self, supervisor: Supervisor, mut stop: Fut<'static, ()>) {
         let mut tasks = JoinSet::new();
         let mut running: Vec<(Inward, oneshot::Sender<()>)> = Vec::new();
         loop {
@@ -56,10 +59,12 @@ impl InboundRoutes {
                     }
                 };
                 let carrier = Arc::new(Carrier { route: route.clone(), to: to.clone(), when, hub: self.hub.clone() });
-                let one = InboundRoute { carrier, from: from.clone() };
-                tasks.spawn(one.run(Box::pin(async move {
-                    let _ = ended.await;
-                })));
+                let one = InboundRoute { carrier, from: from.clone(), supervisor: supervisor.clone() };
+                let supervisor = supervisor.clone();
+                let ended = ended.map(|_| ()).shared();
+                tasks.spawn(async move {
+                    supervisor.keep(one.part(), ended.clone(), || one.run(Box::pin(ended.clone()))).await;
+                });
                 running.push(((route, to), end));
             }
             tokio::select! {
@@ -81,6 +86,7 @@ impl InboundRoutes {
 struct InboundRoute {
     carrier: Arc<Carrier>,
     from: Arc<dyn PubSub>,
+    supervisor: Supervisor,
 }
 
 struct Carrier {
@@ -110,35 +116,51 @@ impl MessageHandler for Carrier {
 }
 
 impl InboundRoute {
-    /// Subscribes, and stays subscribed until `stop` resolves.
-    async fn run(self, stop: Fut<'static, ()>) {
-        tokio::pin!(stop);
-        let mut handles = Vec::new();
-        for topic in &self.carrier.route.topics {
-            loop {
-                let request = SubscribeRequest { topic: topic.clone(), ..SubscribeRequest::default() };
-                let subscribed = tokio::select! {
-                    subscribed = self.from.subscribe(request, self.carrier.clone()) => subscribed,
-                    () = &mut stop => return,
-                };
-                match subscribed {
-                    Ok(handle) => {
-                        handles.push(handle);
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::warn!(from = %self.carrier.route.from, topic, error = %error, "an inbound route could not subscribe; trying again");
-                        tokio::select! {
-                            () = tokio::time::sleep(RETRY) => {}
-                            () = &mut stop => return,
-                        }
-                    }
+    /// Its name as a part of the node.
+    fn part(&self) -> String {
+        format!("route/{}/{}", self.carrier.route.from, self.carrier.to)
+    }
+
+    /// Subscribes to one topic, however long that takes. All topics of a route are asked for at once: none waits for another one that the
+    /// broker does not grant.
+    async fn subscribe(&self, topic: &str) -> Box<dyn SubscriptionHandle> {
+        let carrier: Arc<dyn MessageHandler> = self.carrier.clone();
+        let handler = Arc::new(Contained::new(carrier, self.part(), &self.supervisor));
+        loop {
+            let request = SubscribeRequest { topic: topic.to_owned(), ..SubscribeRequest::default() };
+            match self.from.subscribe(request, handler.clone()).await {
+                Ok(handle) => return handle,
+                Err(error) => {
+                    tracing::warn!(from = %self.carrier.route.from, topic, error = %error, "an inbound route could not subscribe; trying again");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
         }
-        stop.await;
-        for handle in handles {
+    }
+
+    /// Subscribes, and stays subscribed until `stop` resolves.
+    ///
+    /// # Errors
+    /// When a subscription has ended by itself.
+    async fn run(&self, stop: Fut<'static, ()>) -> Result<(), String> {
+        let (handles, mut subscribed) = (Mutex::new(Vec::new()), FuturesUnordered::new());
+        let opened = &handles;
+        for topic in &self.carrier.route.topics {
+            subscribed.push(async move {
+                let handle = Arc::<dyn SubscriptionHandle>::from(self.subscribe(topic).await);
+                opened.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
+                handle.ended().await;
+                topic
+            });
+        }
+        let ended = tokio::select! {
+            topic = subscribed.next() => topic.map(|t| format!("the subscription to {t} has ended by itself")),
+            () = stop => None,
+        };
+        drop(subscribed);
+        for handle in handles.into_inner().unwrap_or_else(PoisonError::into_inner) {
             handle.close().await;
         }
+        ended.map_or(Ok(()), Err)
     }
 }

@@ -3,16 +3,21 @@
 //! Building starts nothing that sends or receives: configuration is read and checked, the store is opened, components are made,
 //! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
 
+mod cache;
+mod cached;
 mod components;
 mod encrypted;
 mod escape;
 mod inbound;
+mod keep;
 mod local_routes;
 mod mode_store;
 mod readings;
 mod reload;
 mod routes;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tombstones;
 mod version;
 
@@ -25,12 +30,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::component::{BoundListener, BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables};
+use crate::component::{BuildError, Fut, InheritedSockets, ListenerContext, PubSub, Registry, Table, Tables};
 use crate::escape::Handover;
 use crate::forward::{Forwarder, ForwarderStatus};
 use crate::hub::Hub;
 use crate::outbox::storage::Storage;
 use crate::resource::{ComponentSpec, ConfigurationSpec, Resources};
+use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
@@ -40,6 +46,8 @@ pub use mode_store::MODE_STORE_TYPE;
 pub use reload::{Reload, ReloadHandle};
 pub use store::node_id;
 pub use version::STORE_VERSION;
+
+use keep::KeptListener;
 
 /// Opens the node's own tables in the data folder.
 pub type OpenTables = Arc<dyn Fn(PathBuf, Metrics) -> Fut<'static, Result<Arc<dyn Tables>, String>> + Send + Sync>;
@@ -131,11 +139,12 @@ pub struct Node {
     /// Where events of state transactions stand until they are published.
     transactions: Option<Arc<dyn Table>>,
     components: Components,
-    listeners: Vec<(String, Box<dyn BoundListener>)>,
+    listeners: Vec<KeptListener>,
     routes: routes::Routes,
     escape: Option<(escape::Escape, EscapeHandle)>,
     reload: ReloadHandle,
     readings: Vec<readings::Readings>,
+    supervisor: Supervisor,
     started: Timestamp,
 }
 
@@ -155,6 +164,7 @@ pub struct NodeStatus {
     upstreams: Vec<ForwarderStatus>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
+    supervisor: Supervisor,
 }
 
 impl std::fmt::Debug for NodeStatus {
@@ -182,13 +192,19 @@ impl NodeStatus {
         self.hub.as_ref()
     }
 
+    /// What starts failed parts again.
+    #[must_use]
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
     /// The controller of the mode; none on a node without a store.
     #[must_use]
     pub fn escape(&self) -> Option<&EscapeHandle> {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -207,6 +223,7 @@ impl NodeStatus {
         let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
         let mut status = json!({
             "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+            "degraded": self.supervisor.to_json(),
         });
         if let Some(escape) = &self.escape {
             status["mode"] = escape.to_json();
@@ -268,7 +285,9 @@ impl Node {
             Some(store) => (Some(store.hub), Some(store.tables), store.set_aside),
             None => (None, None, Vec::new()),
         };
-        let mut components = components::build(&config, &host, hub.as_ref()).await?;
+        let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
+        let mut components =
+            components::build(&config, &host, &supervisor, hub.as_ref(), &components::Caches::open(&config, &host, tables.as_ref()).await).await?;
         if let Some(hub) = &hub
             && config.resources.needs_local()
         {
@@ -295,9 +314,10 @@ impl Node {
                     metrics: host.metrics.clone(),
                     sockets: host.sockets.clone(),
                 };
-                let bound = host.registry.bind_listener(context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
+                let bound =
+                    KeptListener::bind(&host.registry, context).await.map_err(|source| NodeError::Listener { name: spec.name.clone(), source })?;
                 tracing::info!(listener = %spec.name, protocol = spec.protocol.as_str(), address = %bound.address(), "listening for devices");
-                listeners.push((spec.name.clone(), bound));
+                listeners.push(bound);
             }
         }
         let started = host.clock.now();
@@ -311,14 +331,14 @@ impl Node {
         let reload = ReloadHandle::new(reload::Parts {
             running: Resources { problems: Vec::new(), ..config.resources.clone() },
             hub: hub.clone(),
-            listeners: listeners.iter().filter_map(|(name, bound)| Some((name.clone(), bound.reload()?))).collect(),
+            listeners: listeners.iter().filter_map(|l| Some((l.name().to_owned(), l.reload()?))).collect(),
             forwarders: routes.forwarders.iter().map(|f| (f.status().upstream().to_owned(), f.control())).collect(),
             spaces: components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect(),
             pubsubs: components.pubsub.keys().cloned().collect(),
             routes: routes.table.take(),
             escape: escape.as_ref().map(|(_, handle)| handle.clone()),
         });
-        Ok(Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, started })
+        Ok(Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, supervisor, started })
     }
 
     /// The handle to what the node is doing.
@@ -331,7 +351,8 @@ impl Node {
             hub: self.hub.clone(),
             upstreams: self.routes.forwarders.iter().map(Forwarder::status).collect(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
-            listeners: self.listeners.iter().map(|(name, bound)| (name.clone(), bound.address())).collect(),
+            listeners: self.listeners.iter().map(|l| (l.name().to_owned(), l.address())).collect(),
+            supervisor: self.supervisor.clone(),
         }
     }
 
@@ -381,29 +402,28 @@ impl Node {
     /// end, forwarders wait for answers on their way, components close, the store is synced. Returns who did not end in time.
     pub async fn run(self, stop: Fut<'static, ()>, grace: Duration) -> Vec<String> {
         let (stopping, stopped) = watch::channel(0u8);
-        let after = |phase: u8| -> Fut<'static, ()> {
-            let mut stopped = stopped.clone();
-            Box::pin(async move {
-                let _ = stopped.wait_for(|p| *p >= phase).await;
-            })
-        };
+        let after = |number: u8| phase(&stopped, number);
+        let supervisor = self.supervisor;
         let mut listeners: JoinSet<()> = JoinSet::new();
-        for (_, bound) in self.listeners {
-            listeners.spawn(bound.serve(after(1)));
+        for listener in self.listeners {
+            listeners.spawn(listener.run(supervisor.clone(), self.host.registry.clone(), stopped.clone()));
         }
         let mut routes: JoinSet<()> = JoinSet::new();
         if let Some(inbound) = self.routes.inbound {
-            routes.spawn(inbound.run(after(2)));
+            routes.spawn(inbound.run(supervisor.clone(), after(2)));
         }
         if let Some(local) = self.routes.local {
             routes.spawn(local.run(after(2)));
         }
         for reading in self.readings {
-            routes.spawn(reading.run(after(2)));
+            let (supervisor, stop, stopped) = (supervisor.clone(), after(2), stopped.clone());
+            routes.spawn(async move {
+                supervisor.keep(reading.part(), stop, || reading.run(&supervisor, phase(&stopped, 2))).await;
+            });
         }
         let mut forwarders: JoinSet<()> = JoinSet::new();
         if let Some((escape, _)) = self.escape {
-            forwarders.spawn(escape.run(after(2)));
+            forwarders.spawn(escape.run(supervisor.watch("escape"), after(2)));
         }
         for forwarder in self.routes.forwarders {
             forwarders.spawn(forwarder.run(after(3)));
@@ -431,6 +451,14 @@ impl Node {
         }
         late
     }
+}
+
+/// Resolves when the drain has come to this phase.
+fn phase(stopped: &watch::Receiver<u8>, number: u8) -> Fut<'static, ()> {
+    let mut stopped = stopped.clone();
+    Box::pin(async move {
+        let _ = stopped.wait_for(|p| *p >= number).await;
+    })
 }
 
 /// Input bindings with `publishTo`: their readings become messages without an application in between.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::EscapeHandle;
-use crate::component::{BindingHandler, BindingReading, Fut, HandlerError, InputBinding, PubSub, PublishRequest};
+use crate::component::{BindingHandler, BindingReading, Contained, Fut, HandlerError, InputBinding, PubSub, PublishRequest};
 use crate::escape::ModeSet;
 use crate::hub::Hub;
 use crate::message::{Attributes, Inbound};
+use crate::supervise::Supervisor;
 
 /// Wait between attempts to attach a source.
 const RETRY: Duration = Duration::from_secs(5);
@@ -87,21 +88,34 @@ impl BindingHandler for Publisher {
 }
 
 impl Readings {
+    /// Its name as a part of the node.
+    pub(super) fn part(&self) -> String {
+        format!("binding/{}", self.name)
+    }
+
     /// Reads until `stop` resolves.
-    pub(super) async fn run(self, mut stop: Fut<'static, ()>) {
-        let handler = Arc::new(Publisher { topic: self.topic, target: self.target, when: self.when });
+    ///
+    /// # Errors
+    /// When reading has ended by itself.
+    pub(super) async fn run(&self, supervisor: &Supervisor, mut stop: Fut<'static, ()>) -> Result<(), String> {
+        let publisher: Arc<dyn BindingHandler> =
+            Arc::new(Publisher { topic: self.topic.clone(), target: self.target.clone(), when: self.when.clone() });
+        let handler = Arc::new(Contained::new(publisher, self.part(), supervisor));
         loop {
             match self.source.read(handler.clone()).await {
                 Ok(handle) => {
-                    stop.await;
+                    let ended = tokio::select! {
+                        () = handle.ended() => Err("reading has ended by itself".to_owned()),
+                        () = &mut stop => Ok(()),
+                    };
                     handle.close().await;
-                    return;
+                    return ended;
                 }
                 Err(error) => {
                     tracing::warn!(binding = %self.name, error = %error, "an input binding could not be read; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(RETRY) => {}
-                        () = &mut stop => return,
+                        () = &mut stop => return Ok(()),
                     }
                 }
             }

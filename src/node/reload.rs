@@ -231,7 +231,12 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     };
     let upstreams = |r: &Resources| r.escape_policies.iter().flat_map(|p| p.upstreams.clone()).collect::<Vec<_>>();
     by_name("escape policy: upstream", &upstreams(a), &upstreams(b), |u| &u.component, upstream, &mut out);
-    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| changed!(a, b, ["modes": modes, "budgets.diskFree": disk_free, "atRest": at_rest, "notices": notices]);
+    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| {
+        changed!(a, b, [
+            "modes": modes, "budgets.diskFree": disk_free, "notices": notices, "modes.secretsMaxAge": secrets_max_age, "modes.configMaxAge": config_max_age,
+            "atRest": at_rest
+        ])
+    };
     by_name("escape policy", &a.escape_policies, &b.escape_policies, |p| &p.name, policy, &mut out);
     if out.is_empty() && a != b {
         out.push("settings that have no name here (the order of resources, most likely)".to_owned());

@@ -21,6 +21,8 @@ use crate::units;
 /// Quota of the lane `default` when nobody says otherwise; a tenth of the free disk if that is less.
 pub const DEFAULT_QUOTA_BYTES: u64 = 128 << 20;
 const DEFAULT_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// How old answers from a cache may be unless said.
+const DEFAULT_MAX_AGE: Duration = Duration::from_secs(14 * 86_400);
 const DEFAULT_BATCH: Duration = Duration::from_millis(20);
 /// How long records of a memory lane wait in memory unless said.
 const DEFAULT_SPILL: Duration = Duration::from_secs(2);
@@ -291,12 +293,15 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         }
     }
     let mut modes = ModeConfig::default();
+    let (mut secrets_max_age, mut config_max_age) = (DEFAULT_MAX_AGE, DEFAULT_MAX_AGE);
     if let Some(mut fields) = spec.map("modes", findings) {
         modes.settle = fields.duration("islandAfter", modes.settle, findings);
         modes.heal = fields.duration("normalAfter", modes.heal, findings);
         modes.conserve_after = fields.duration("conserveAfter", modes.conserve_after, findings);
         modes.high_water = fields.parsed("highWater", modes.high_water, findings, parse_percent);
         modes.critical_water = fields.parsed("criticalWater", modes.critical_water, findings, parse_percent);
+        secrets_max_age = fields.duration("secretsMaxAge", DEFAULT_MAX_AGE, findings);
+        config_max_age = fields.duration("configMaxAge", DEFAULT_MAX_AGE, findings);
         if modes.critical_water < modes.high_water {
             findings.add(Severity::Error, fields.line(), &fields.key("criticalWater"), "is below highWater");
         }
@@ -315,7 +320,6 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
     }
     let at_rest = spec.map("atRest", findings).map_or_else(Vec::new, |mut fields| {
         let keys = keys(&mut fields, findings);
-        findings.add(Severity::Warning, fields.line(), &fields.key("keys"), "is checked, and nothing is sealed yet");
         fields.finish(findings);
         keys
     });
@@ -328,7 +332,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         fields.finish(findings);
     }
     spec.finish(findings);
-    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, at_rest, notices }
+    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, secrets_max_age, config_max_age, at_rest, notices }
 }
 
 fn parse_percent(text: &str) -> Result<u8, String> {

@@ -336,6 +336,10 @@ pub struct EscapePolicySpec {
     pub modes: ModeConfig,
     /// `spec.budgets.diskFree`.
     pub disk_free: DiskFloor,
+    /// `spec.modes.secretsMaxAge`: how old a secret may be that is answered while its store is gone; zero = none is kept.
+    pub secrets_max_age: Duration,
+    /// `spec.modes.configMaxAge`: the same of configuration.
+    pub config_max_age: Duration,
     /// `spec.atRest.keys`: what seals data on the disk, the one that seals first.
     pub at_rest: Vec<KeySource>,
     /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.

@@ -106,7 +106,7 @@ fn an_application_is_called_when_the_mode_of_the_box_changes_until_it_unsubscrib
     eventually(LONG, "the new key is told", || told("alarm.limit").is_some_and(|e| e["items"]["alarm.limit"]["value"] == "8"));
     eventually(LONG, "the key that is gone is told", || told("rate").is_some_and(|e| e["items"]["rate"] == json!({})));
     std::fs::remove_file(&keys).unwrap();
-    let gone = request(http, "GET /v1.0/configuration/settings", &[], "");
+    let gone = request(http, "GET /v1.0/configuration/settings?key=none", &[], "");
     assert!(gone.start == "500" && json_of(&gone)["errorCode"] == "ERR_CONFIGURATION_GET", "{gone:?}");
     let unknown = request(http, "GET /v1.0/configuration/nowhere", &[], "");
     assert!(unknown.start == "400" && json_of(&unknown)["errorCode"] == "ERR_CONFIGURATION_STORE_NOT_FOUND", "{unknown:?}");

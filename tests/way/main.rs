@@ -4,7 +4,9 @@
 
 mod activation;
 mod api;
+mod cache;
 mod clients;
+mod commands;
 mod configuration;
 mod doctor;
 mod escape;

@@ -86,7 +86,8 @@ impl ConfigurationStore for FileStore {
         handler: Arc<dyn ConfigurationHandler>,
     ) -> Fut<'a, Result<Box<dyn ConfigurationHandle>, ConfigurationError>> {
         Box::pin(async move {
-            let told = pick(self.read().await.map_err(ConfigurationError::Unavailable)?, &keys);
+            // What cannot be read now is told once it can.
+            let told = self.read().await.map(|all| pick(all, &keys)).unwrap_or_default();
             Ok(follow(Box::new(self.clone()), keys, told, handler))
         })
     }

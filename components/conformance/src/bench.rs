@@ -4,6 +4,7 @@ use std::sync::Arc;
 use selvedge::component::{ComponentContext, MemoryTables, Tables as _};
 use selvedge::hub::Hub;
 use selvedge::outbox::Outbox;
+use selvedge::supervise::Supervisor;
 use selvedge::telemetry::Metrics;
 use selvedge::time::{ManualClock, Timestamp};
 
@@ -53,6 +54,7 @@ impl Bench {
             data_dir: self.dir.path().to_owned(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
+            supervisor: Supervisor::new(self.clock.clone(), &self.metrics),
             hub: Some(self.hub.clone()),
         }
     }

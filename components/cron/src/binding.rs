@@ -139,6 +139,11 @@ impl ReadHandle for Handle {
         // Nothing is ever sent: the wait ends when the loop does.
         Box::pin(async move { while done.changed().await.is_ok() {} })
     }
+
+    fn ended<'a>(&'a self) -> Fut<'a, ()> {
+        let mut done = self.done.clone();
+        Box::pin(async move { while done.changed().await.is_ok() {} })
+    }
 }
 
 #[cfg(test)]

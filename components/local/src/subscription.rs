@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use selvedge::component::{Fut, HandlerError, MessageHandler, PubSubError, SubscriptionHandle};
 use selvedge::hub::{Consumer, Hub, LaneRun};
 use selvedge::outbox::DestinationId;
+use selvedge::supervise::contained;
 use selvedge::time::Monotonic;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -148,9 +149,12 @@ impl Subscriptions {
         let closing = self.closing.subscribe();
         let (subscriptions, name) = (self.clone(), filter.to_owned());
         tokio::spawn(async move {
-            server.run(turn, stopped, closing).await;
+            // A defect ends this subscription like any end: its holder, who waits for `ended`, subscribes anew.
+            if let Err(cause) = contained(server.run(turn, stopped, closing)).await {
+                tracing::error!(mqtt.topic = %name, cause, "a subscription met a defect");
+            }
             subscriptions.left(&name);
-            drop(running); // tells those who wait in `close`
+            drop(running); // tells those who wait in `close` and `ended`
         });
         Ok(Box::new(Handle { stop: Mutex::new(Some(stop)), done }))
     }
@@ -179,6 +183,11 @@ impl SubscriptionHandle for Handle {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut done = self.done.clone();
         // Nothing is ever sent: the wait ends when the loop does.
+        Box::pin(async move { while done.changed().await.is_ok() {} })
+    }
+
+    fn ended<'a>(&'a self) -> Fut<'a, ()> {
+        let mut done = self.done.clone();
         Box::pin(async move { while done.changed().await.is_ok() {} })
     }
 }

@@ -43,30 +43,22 @@ impl ListenerMetrics {
     #[must_use]
     pub fn register(metrics: &Metrics, listener: &str) -> Self {
         let name = Name { listener: listener.to_owned() };
+        // Shared: there may be several listeners, and one that failed is made anew.
+        let gauge = |what, help| metrics.shared(what, help, Family::<Name, Gauge<i64, AtomicI64>>::default).get_or_create(&name).clone();
+        let counter = |what, help| metrics.shared(what, help, Family::<Name, Counter>::default).get_or_create(&name).clone();
+        let reasons = |what, help| metrics.shared(what, help, Family::<Reason, Counter>::default);
         let this = Self {
             name: listener.to_owned(),
-            connections: Gauge::default(),
-            sessions: Gauge::default(),
-            received: Counter::default(),
-            sent: Counter::default(),
-            refused: Family::default(),
-            dropped: Family::default(),
-            closed: Family::default(),
+            connections: gauge("selvedge_mqtt_listener_connections", "Clients connected"),
+            sessions: gauge("selvedge_mqtt_listener_sessions", "Sessions of clients that are away"),
+            received: counter("selvedge_mqtt_listener_received", "Publishes taken from clients"),
+            sent: counter("selvedge_mqtt_listener_sent", "Publishes sent to clients"),
+            refused: reasons("selvedge_mqtt_listener_refused", "Connections and publishes refused"),
+            dropped: reasons("selvedge_mqtt_listener_dropped", "Messages not delivered to a client"),
+            closed: reasons("selvedge_mqtt_listener_closed", "Connections closed by the listener"),
         };
-        metrics.register(|r| {
-            let r = r.sub_registry_with_prefix("selvedge_mqtt_listener");
-            let r = r.sub_registry_with_label(("listener".into(), name.listener.clone().into()));
-            r.register("connections", "Clients connected", this.connections.clone());
-            r.register("sessions", "Sessions of clients that are away", this.sessions.clone());
-            r.register("received", "Publishes taken from clients", this.received.clone());
-            r.register("sent", "Publishes sent to clients", this.sent.clone());
-        });
-        metrics.register(|r| {
-            let r = r.sub_registry_with_prefix("selvedge_mqtt_listener");
-            r.register("refused", "Connections and publishes refused", this.refused.clone());
-            r.register("dropped", "Messages not delivered to a client", this.dropped.clone());
-            r.register("closed", "Connections closed by the listener", this.closed.clone());
-        });
+        // Those of before a failure are gone.
+        this.connections.set(0);
         this
     }
 

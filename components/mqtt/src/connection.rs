@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use selvedge::component::{LinkCause, LinkFailure, PubSubError, PublishRequest, UplinkAck, UplinkOutcome};
 use selvedge::message::Attributes;
+use selvedge::supervise::contained;
 use selvedge::time::{Clock, Monotonic};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::{oneshot, watch};
@@ -447,7 +448,9 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self) {
-        let failure = std::future::poll_fn(|cx| self.poll(cx)).await;
+        // A defect ends this connection like any other failure of it.
+        let failure = contained(std::future::poll_fn(|cx| self.poll(cx))).await;
+        let failure = failure.unwrap_or_else(|cause| LinkFailure::new(LinkCause::PeerError, format!("a defect in this node: {cause}")));
         let mut core = self.connection.core();
         if core.generation == self.generation {
             Connection::broke(&mut core, failure.clone());

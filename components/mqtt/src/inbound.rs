@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use selvedge::component::{Fut, HandlerError};
 use selvedge::escape::{Backoff, BackoffConfig, SplitMix};
+use selvedge::supervise::contained;
 use selvedge::time::Monotonic;
 use selvedge::topic;
 use smallvec::SmallVec;
@@ -23,7 +24,8 @@ const PARALLEL: usize = 16;
 /// Messages and bytes with us; past half of it quality 0 is dropped, past all of it the socket is not read.
 const MOST: usize = 1_024;
 const MOST_BYTES: usize = 8 << 20;
-/// Messages that may wait for a subscription that does not exist yet.
+/// Messages that may wait for a subscription that does not exist, once those of before a restart have had their time to come back. Until
+/// then what a persistent session brings waits up to [`MOST`], and the socket is not read at that bound: nothing is given up.
 const MOST_PARKED: usize = 64;
 
 /// Takes one message. Like the core's handlers, whatever building block the messages are for.
@@ -88,6 +90,8 @@ pub(crate) struct Inbound {
     superseded: u64,
     permits: Arc<Semaphore>,
     park: Duration,
+    /// When the first connection stood.
+    began: Option<Monotonic>,
     name: String,
     pub(crate) counts: InboundCounts,
 }
@@ -105,6 +109,7 @@ impl Inbound {
             superseded: 0,
             permits: Arc::new(Semaphore::new(PARALLEL)),
             park,
+            began: None,
             name: name.to_owned(),
             counts: InboundCounts::default(),
         }
@@ -261,8 +266,9 @@ impl Inbound {
 
     /// Acknowledges and drops what has waited for a subscription too long, or is too much.
     pub(crate) fn expire(&mut self, session: &mut Session, generation: u64, now: Monotonic) {
+        let settled = now.since(*self.began.get_or_insert(now)) >= self.park;
         while let Some(parked) = self.parked.front()
-            && (self.parked.len() > MOST_PARKED || now.since(parked.since) >= self.park)
+            && ((settled && self.parked.len() > MOST_PARKED) || now.since(parked.since) >= self.park)
         {
             let Some(Parked { pending, .. }) = self.parked.pop_front() else { return };
             if self.counts.unwanted.is_power_of_two() || self.counts.unwanted == 0 {
@@ -322,7 +328,8 @@ async fn work(connection: Arc<Connection>, topic: String, permits: Arc<Semaphore
             for (handler, running) in handlers {
                 let Ok(_permit) = permits.acquire().await else { return };
                 running.send_modify(|n| *n += 1);
-                let result = handler(pending.message.clone()).await;
+                // A defect of one handler is no end for the messages of this topic.
+                let result = contained(handler(pending.message.clone())).await.unwrap_or_else(|cause| Err(HandlerError::Retry(cause)));
                 running.send_modify(|n| *n -= 1);
                 match result {
                     Ok(()) => {}

@@ -3,12 +3,22 @@
 use std::sync::Arc;
 
 use selvedge::component::LinkCause;
-use selvedge::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, SplitMix};
+use selvedge::escape::{Backoff, BackoffConfig, LinkAction, LinkConfig, LinkEvent, LinkMachine, SplitMix};
+use selvedge::supervise::contained;
 
 use crate::connection::{Connection, Phase};
 
-/// Opens the connection, and again whenever it breaks, until the component is closed.
+/// Opens the connection, and again whenever it breaks, until the component is closed. A defect in here begins anew like any loss of the link.
 pub(crate) async fn supervise(connection: Arc<Connection>) {
+    let mut random = SplitMix::from_system();
+    let mut backoff = Backoff::new(BackoffConfig::default());
+    while let Err(cause) = contained(keep_open(connection.clone())).await {
+        tracing::error!(component.name = %connection.settings.name, cause, "the keeper of a connection met a defect; it begins anew");
+        tokio::time::sleep(backoff.next(random.draw())).await;
+    }
+}
+
+async fn keep_open(connection: Arc<Connection>) {
     let mut random = SplitMix::from_system();
     let mut link = LinkMachine::new(LinkConfig::default(), connection.now());
     let mut phase = connection.phase();

@@ -43,6 +43,10 @@ impl<E: Fn() -> Vec<(String, String)> + Send + Sync + 'static> SecretStore for E
         &[]
     }
 
+    fn can_be_gone(&self) -> bool {
+        false
+    }
+
     fn get<'a>(&'a self, name: &'a str, _metadata: &'a Metadata) -> Fut<'a, Result<Secret, SecretError>> {
         let variable = format!("{}{name}", self.prefix);
         let value = if is_hidden(&variable) {

@@ -72,8 +72,12 @@ impl InputBinding for Sensors {
                 failing: HashSet::new(),
                 refusing: false,
             };
-            let task = tokio::spawn(sampler.run());
-            Ok(Box::new(RunningRead { stop, task: Mutex::new(Some(task)) }) as Box<dyn ReadHandle>)
+            let (running, done) = watch::channel(());
+            let task = tokio::spawn(async move {
+                sampler.run().await;
+                drop(running);
+            });
+            Ok(Box::new(RunningRead { stop, task: Mutex::new(Some(task)), done }) as Box<dyn ReadHandle>)
         })
     }
 }
@@ -82,6 +86,8 @@ impl InputBinding for Sensors {
 struct RunningRead {
     stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Closed when the task is over, by a panic too.
+    done: watch::Receiver<()>,
 }
 
 impl ReadHandle for RunningRead {
@@ -94,6 +100,11 @@ impl ReadHandle for RunningRead {
                 let _ = task.await;
             }
         })
+    }
+
+    fn ended<'a>(&'a self) -> Fut<'a, ()> {
+        let mut done = self.done.clone();
+        Box::pin(async move { while done.changed().await.is_ok() {} })
     }
 }
 

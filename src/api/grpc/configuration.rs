@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Response, Status};
 
-use super::{Answer, metadata};
+use super::{Answer, aged, metadata};
 use crate::block::Blocks;
 use crate::component::{ConfigurationHandler, ConfigurationItems, Fut, NotTaken};
 
@@ -28,7 +28,7 @@ fn items(items: ConfigurationItems) -> std::collections::HashMap<String, Item> {
 
 pub(super) async fn get(blocks: &Blocks, request: GetConfigurationRequest) -> Answer<GetConfigurationResponse> {
     let found = blocks.configuration(&request.store_name, &request.keys, &metadata(request.metadata)).await?;
-    Ok(Response::new(GetConfigurationResponse { items: items(found) }))
+    Ok(aged(GetConfigurationResponse { items: items(found.value) }, found.age))
 }
 
 pub(super) async fn unsubscribe(blocks: &Blocks, request: UnsubscribeConfigurationRequest) -> Answer<UnsubscribeConfigurationResponse> {

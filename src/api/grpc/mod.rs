@@ -22,6 +22,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::api::door;
 use crate::api::error::{ApiError, state};
 use crate::api::http::Lifecycle;
 use crate::block::{Blocks, BulkPublishEntry, PublishCall, SetItem, Trace, TransactionItem};
@@ -160,6 +161,15 @@ type Map = std::collections::HashMap<String, String>;
 
 fn metadata(map: Map) -> Metadata {
     map.into_iter().collect()
+}
+
+/// Marks an answer that comes from a cache since its source is gone.
+fn aged<T>(message: T, age: Option<std::time::Duration>) -> Response<T> {
+    let mut response = Response::new(message);
+    if let Some(age) = age {
+        response.metadata_mut().insert(crate::api::CACHE_AGE, age.as_secs().into());
+    }
+    response
 }
 
 fn is_json(metadata: &Metadata) -> bool {
@@ -399,14 +409,14 @@ impl Dapr for Service {
     async fn get_secret(&self, request: Request<GetSecretRequest>) -> Answer<GetSecretResponse> {
         let r = request.into_inner();
         let data = self.blocks.secret(&r.store_name, &r.key, &metadata(r.metadata)).await?;
-        Ok(Response::new(GetSecretResponse { data: data.into_iter().collect() }))
+        Ok(aged(GetSecretResponse { data: data.value.into_iter().collect() }, data.age))
     }
 
     async fn get_bulk_secret(&self, request: Request<GetBulkSecretRequest>) -> Answer<GetBulkSecretResponse> {
         let r = request.into_inner();
         let all = self.blocks.bulk_secret(&r.store_name, &metadata(r.metadata)).await?;
-        let data = all.into_iter().map(|(name, secret)| (name, SecretResponse { secrets: secret.into_iter().collect() })).collect();
-        Ok(Response::new(GetBulkSecretResponse { data }))
+        let data = all.value.into_iter().map(|(name, secret)| (name, SecretResponse { secrets: secret.into_iter().collect() })).collect();
+        Ok(aged(GetBulkSecretResponse { data }, all.age))
     }
 
     async fn get_metadata(&self, _request: Request<GetMetadataRequest>) -> Answer<GetMetadataResponse> {
@@ -479,20 +489,19 @@ pub async fn serve(blocks: Blocks, listeners: Vec<TcpListener>, options: GrpcOpt
         let token = options.api_token.clone();
         let guarded =
             tonic::service::interceptor::InterceptedService::new(server, move |request: Request<()>| check_token(request, token.as_deref()));
-        let mut stop = stop.clone();
-        let ended = async move {
-            let _ = stop.wait_for(|s| *s).await;
-        };
+        let (stop, supervisor) = (stop.clone(), blocks.node_status().supervisor().clone());
         tasks.spawn(async move {
-            // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
-            let incoming = TcpListenerStream::new(listener).map(|accepted| {
-                accepted.inspect(|stream| {
-                    let _ = stream.set_nodelay(true);
-                })
-            });
-            if let Err(error) = tonic::transport::Server::builder().add_service(guarded).serve_with_incoming_shutdown(incoming, ended).await {
-                tracing::error!(error = %error, "the gRPC API has ended");
-            }
+            door::keep(&supervisor, "api/grpc", listener, stop, |listener, ended| {
+                // Answers are small and complete: none may wait for the acknowledgement of the one before (40 ms on Linux).
+                let incoming = TcpListenerStream::new(listener).map(|accepted| {
+                    accepted.inspect(|stream| {
+                        let _ = stream.set_nodelay(true);
+                    })
+                });
+                let server = tonic::transport::Server::builder().add_service(guarded.clone());
+                async move { server.serve_with_incoming_shutdown(incoming, ended).await.map_err(|e| e.to_string()) }
+            })
+            .await;
         });
     }
     while tasks.join_next().await.is_some() {}

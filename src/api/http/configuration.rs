@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Answer, Call, json_response, no_content};
+use super::{Answer, Call, aged, json_response, no_content};
 use crate::block::{Blocks, items_json};
 
 /// `key=a&key=b` of the query.
@@ -12,7 +12,7 @@ fn keys(call: &Call) -> Vec<String> {
 
 pub(super) async fn get(blocks: &Blocks, store: &str, call: Call) -> Answer {
     let items = blocks.configuration(store, &keys(&call), &call.metadata()).await?;
-    Ok(if items.is_empty() { no_content() } else { json_response(200, &items_json(&items)) })
+    Ok(if items.value.is_empty() { no_content() } else { aged(json_response(200, &items_json(&items.value)), items.age) })
 }
 
 pub(super) async fn subscribe(blocks: &Blocks, store: &str, call: Call) -> Answer {

@@ -8,6 +8,7 @@ mod upgrade;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -24,9 +25,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::upgrade::{Connections, Switch};
+use super::door;
 use super::error::{self, ApiError};
 use crate::block::Blocks;
 use crate::component::{Fut, InvokeRequest, Metadata};
+use crate::supervise::contained;
 use crate::telemetry::Metrics;
 
 /// How the server behaves.
@@ -153,6 +156,14 @@ fn put_header(response: &mut Response, name: &str, value: &str) {
     }
 }
 
+/// Marks an answer that comes from a cache since its source is gone.
+fn aged(mut response: Response, age: Option<Duration>) -> Response {
+    if let Some(age) = age {
+        put_header(&mut response, super::CACHE_AGE, &age.as_secs().to_string());
+    }
+    response
+}
+
 /// Keys of a JSON object are found whatever their case (Go's rule).
 fn field<'v>(value: &'v Value, name: &str) -> Option<&'v Value> {
     let map = value.as_object()?;
@@ -215,16 +226,15 @@ pub async fn serve(
     let (stopping, stopped) = watch::channel(false);
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
-        let mut stopped = stopped.clone();
-        let (connections, switch) = Connections::new(listener);
-        let router = Router::new().fallback(handle).with_state((server.clone(), switch));
-        let serving = axum::serve(connections, router).with_graceful_shutdown(async move {
-            let _ = stopped.wait_for(|s| *s).await;
-        });
+        let (server, stopped) = (server.clone(), stopped.clone());
         tasks.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(error = %error, "the HTTP API has ended");
-            }
+            let supervisor = server.blocks.node_status().supervisor().clone();
+            door::keep(&supervisor, "api/http", listener, stopped, |listener, stop| {
+                let (connections, switch) = Connections::new(listener);
+                let router = Router::new().fallback(handle).with_state((server.clone(), switch));
+                async move { axum::serve(connections, router).with_graceful_shutdown(stop).await.map_err(|e| e.to_string()) }
+            })
+            .await;
         });
     }
     stop.await;
@@ -280,7 +290,7 @@ async fn handle(State((server, switch)): State<(Arc<Server>, Switch)>, mut reque
     } else if let Some(refusal) = server.unauthorized(&call) {
         refusal
     } else {
-        server.dispatch(call).await.unwrap_or_else(|error| server.render(&error))
+        server.contained(call).await.unwrap_or_else(|error| server.render(&error))
     };
     if !server.options.allowed_origins.is_empty() {
         put_header(&mut response, "vary", "Origin");
@@ -329,6 +339,14 @@ impl Server {
         response
     }
 
+    /// A defect over one call is an answer to that call.
+    async fn contained(&self, call: Call) -> Answer {
+        contained(self.dispatch(call)).await.unwrap_or_else(|cause| {
+            self.blocks.node_status().supervisor().count("api/http", &cause);
+            Err(error::defect())
+        })
+    }
+
     async fn dispatch(&self, mut call: Call) -> Answer {
         let path = std::mem::take(&mut call.path);
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -355,11 +373,11 @@ impl Server {
             ["v1.0", "bindings", name] if writes => self.binding(name, call).await,
             ["v1.0", "secrets", store, "bulk"] if get => {
                 let all = self.blocks.bulk_secret(store, &call.metadata()).await?;
-                Ok(json_response(200, &json!(all)))
+                Ok(aged(json_response(200, &json!(all.value)), all.age))
             }
             ["v1.0", "secrets", store, name @ ..] if get && !name.is_empty() => {
                 let secret = self.blocks.secret(store, &name.join("/"), &call.metadata()).await?;
-                Ok(json_response(200, &json!(secret)))
+                Ok(aged(json_response(200, &json!(secret.value)), secret.age))
             }
             ["v1.0" | "v1.0-alpha1", "configuration", store] if get => configuration::get(&self.blocks, store, call).await,
             ["v1.0" | "v1.0-alpha1", "configuration", store, "subscribe"] if get => configuration::subscribe(&self.blocks, store, call).await,

@@ -6,17 +6,20 @@ mod deliver;
 mod routes;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 
 use super::{Blocks, ServedApp, scope};
 use crate::api::error::{ApiError, pubsub};
 use crate::app::AppChannel;
 use crate::component::{
-    BindingHandler, BindingReading, Fut, HandlerError, InvokeRequest, MessageHandler, PubSub, ReadHandle, SubscribeRequest, SubscriptionHandle,
+    BindingHandler, BindingReading, Contained, Fut, HandlerError, InvokeRequest, MessageHandler, PubSub, ReadHandle, SubscribeRequest,
+    SubscriptionHandle,
 };
 use crate::node::Loaded;
 use crate::resource::SubscriptionSpec;
@@ -31,6 +34,8 @@ use routes::Routes;
 
 /// First and longest wait before something that failed at start is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Name of the delivery to the application as a part of the node.
+const APPLICATION: &str = "application";
 /// Output bindings that one answer of the application may name.
 const MAX_TARGETS: usize = 32;
 
@@ -74,6 +79,17 @@ impl StreamSubscription {
     }
 }
 
+/// What is done once, however often the delivery begins anew.
+struct Once {
+    attached: Option<tokio::sync::oneshot::Sender<()>>,
+    /// The application was asked what it hosts.
+    asked: bool,
+}
+
+fn lock(once: &Mutex<Once>) -> MutexGuard<'_, Once> {
+    once.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Resolves when the value is there; never when it cannot change any more.
 async fn becomes(well: &mut watch::Receiver<bool>, wanted: bool) {
     if well.wait_for(|w| *w == wanted).await.is_err() {
@@ -84,43 +100,52 @@ async fn becomes(well: &mut watch::Receiver<bool>, wanted: bool) {
 impl Blocks {
     /// Finds what the application wants and delivers it while it is `well`, until `stop` resolves. The caller has waited for the
     /// application's port. `attached` resolves when the subscriptions stand, or is dropped when they wait for the application to be well.
-    pub async fn serve_app(
-        &self,
-        app: AppChannel,
-        mut well: watch::Receiver<bool>,
-        attached: tokio::sync::oneshot::Sender<()>,
-        mut stop: Fut<'static, ()>,
-    ) {
+    pub async fn serve_app(&self, app: AppChannel, well: watch::Receiver<bool>, attached: tokio::sync::oneshot::Sender<()>, stop: Fut<'static, ()>) {
         // One application per node: nobody has set it before.
         let _ = self.inner.app.set(ServedApp { channel: app.clone(), well: well.clone() });
         // Readiness does not wait for the application's health (Dapr's rule).
-        let mut attached = Some(attached).filter(|_| *well.borrow());
-        let mut asked = self.inner.skip.config;
+        let once = Mutex::new(Once { attached: Some(attached).filter(|_| *well.borrow()), asked: self.inner.skip.config });
+        let stop = stop.shared();
+        self.inner.status.supervisor().keep(APPLICATION, stop.clone(), || self.deliver_to(&app, well.clone(), &once, stop.clone())).await;
+    }
+
+    /// One run of [`Blocks::serve_app`]; a subscription that ends by itself ends it with an error.
+    async fn deliver_to(
+        &self,
+        app: &AppChannel,
+        mut well: watch::Receiver<bool>,
+        once: &Mutex<Once>,
+        mut stop: impl Future<Output = ()> + Unpin,
+    ) -> Result<(), String> {
         loop {
             tokio::select! {
                 () = becomes(&mut well, true) => {}
-                () = &mut stop => return,
+                () = &mut stop => return Ok(()),
             }
             let mut subscriptions: Vec<Box<dyn SubscriptionHandle>> = Vec::new();
             let mut reads: Vec<Box<dyn ReadHandle>> = Vec::new();
             let delivering = async {
-                if !std::mem::replace(&mut asked, true) {
+                if !std::mem::replace(&mut lock(once).asked, true) {
                     let actors = app.actor_types(&self.inner.app_id).await;
                     if !actors.is_empty() {
                         tracing::warn!(types = actors.join(", "), "the application hosts actors; they are not served yet");
                     }
                 }
-                self.attach(&app, &mut subscriptions, &mut reads).await;
-                if let Some(attached) = attached.take() {
+                self.attach(app, &mut subscriptions, &mut reads).await;
+                if let Some(attached) = lock(once).attached.take() {
                     // Nobody may wait for it any more.
                     let _ = attached.send(());
                 }
-                std::future::pending::<()>().await;
+                let ends = subscriptions.iter().map(|s| s.ended()).chain(reads.iter().map(|r| r.ended()));
+                let mut ends: FuturesUnordered<_> = ends.collect();
+                if ends.next().await.is_none() {
+                    std::future::pending::<()>().await;
+                }
             };
             let ended = tokio::select! {
-                () = delivering => true,
-                () = becomes(&mut well, false) => false,
-                () = &mut stop => true,
+                () = delivering => Some(Err("a subscription or an input binding has ended by itself".to_owned())),
+                () = becomes(&mut well, false) => None,
+                () = &mut stop => Some(Ok(())),
             };
             for read in &reads {
                 read.close().await;
@@ -128,8 +153,8 @@ impl Blocks {
             for subscription in &subscriptions {
                 subscription.close().await;
             }
-            if ended {
-                return;
+            if let Some(ended) = ended {
+                return ended;
             }
             tracing::warn!("App entered un-healthy status; its subscriptions and input bindings wait until it is well");
         }
@@ -152,8 +177,8 @@ impl Blocks {
                 tracing::info!("app has not subscribed to binding {name}.");
                 continue;
             }
-            let handler = BindingToApp { blocks: self.clone(), app: app.clone(), name: name.clone(), path };
-            match input.read(Arc::new(handler)).await {
+            let handler: Arc<dyn BindingHandler> = Arc::new(BindingToApp { blocks: self.clone(), app: app.clone(), name: name.clone(), path });
+            match input.read(Arc::new(Contained::new(handler, APPLICATION, self.inner.status.supervisor()))).await {
                 Ok(read) => reads.push(read),
                 Err(error) => tracing::error!(binding = %name, error = %error, "an input binding could not be read"),
             }
@@ -189,6 +214,10 @@ impl Blocks {
         }
     }
 
+    fn contained(&self, handler: Arc<dyn MessageHandler>) -> Arc<dyn MessageHandler> {
+        Arc::new(Contained::new(handler, APPLICATION, self.inner.status.supervisor()))
+    }
+
     fn may_subscribe(&self, loaded: &Loaded<dyn PubSub>, topic: &str) -> bool {
         scope::allows(&loaded.properties, "subscriptionScopes", &self.inner.app_id, topic)
     }
@@ -218,7 +247,7 @@ impl Blocks {
         };
         let mut wait = RETRY.0;
         loop {
-            match loaded.item.subscribe(request.clone(), handler.clone()).await {
+            match loaded.item.subscribe(request.clone(), self.contained(handler.clone())).await {
                 Ok(handle) => {
                     tracing::info!("app is subscribed to the following topics: [{}] through pubsub={}", spec.topic, spec.pubsub);
                     return Some(handle);
@@ -244,7 +273,7 @@ impl Blocks {
         let routes = Routes::compile(&spec).map_err(|e| pubsub::metadata(&spec.pubsub, &self.inner.app_id, e))?;
         let request = SubscribeRequest { topic: spec.topic.clone(), metadata: spec.metadata.clone() };
         let handler = Arc::new(Delivering { blocks: self.clone(), outlet, spec: spec.clone(), routes });
-        let handle = loaded.item.subscribe(request, handler).await.map_err(|e| {
+        let handle = loaded.item.subscribe(request, self.contained(handler)).await.map_err(|e| {
             ApiError::plain(500, 13, "ERR_PUBSUB_SUBSCRIBE", format!("failed to subscribe to topic {} from pubsub {}: {e}", spec.topic, spec.pubsub))
         })?;
         tracing::info!("a stream is subscribed to topic {} through pubsub={}", spec.topic, spec.pubsub);

@@ -16,6 +16,7 @@ use selvedge::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSna
 use selvedge::hub::Hub;
 use selvedge::message::Inbound;
 use selvedge::outbox::Outbox;
+use selvedge::supervise::Supervisor;
 use selvedge::telemetry::Metrics;
 use selvedge::time::{Clock, SystemClock};
 use selvedge_mqtt::Version;
@@ -259,6 +260,7 @@ pub async fn context(properties: &[(&str, &str)], clock: Arc<dyn Clock>) -> Comp
         namespace: None,
         properties: properties.iter().copied().collect::<Properties>(),
         data_dir: PathBuf::new(),
+        supervisor: Supervisor::new(clock.clone(), &Metrics::new()),
         clock,
         metrics: Metrics::new(),
         hub: Some(hub),

@@ -11,6 +11,7 @@ use selvedge::hub::Hub;
 use selvedge::outbox::storage::DiskStorage;
 use selvedge::outbox::{Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
 use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
+use selvedge::supervise::Supervisor;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
 use tokio::io::AsyncWriteExt as _;
@@ -82,6 +83,7 @@ pub async fn component(name: &str, port_or_address: &str, data_dir: &Path, clock
         data_dir: data_dir.to_owned(),
         clock: clock.clone(),
         metrics: Metrics::new(),
+        supervisor: Supervisor::new(clock.clone(), &Metrics::new()),
         hub: None,
     };
     selvedge_mqtt::pubsub_v3(context).await.map_err(|e| e.to_string())
