@@ -3,6 +3,7 @@
 //! Building starts nothing that sends or receives: configuration is read and checked, the store is opened, components are made,
 //! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
 
+mod budgets;
 mod components;
 mod encrypted;
 mod escape;
@@ -32,6 +33,7 @@ use crate::resource::{ComponentSpec, ConfigurationSpec, Resources, UpstreamRole,
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
+pub use budgets::BudgetView;
 pub use components::{Components, Loaded};
 pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView};
 pub use mode_store::MODE_STORE_TYPE;
@@ -186,7 +188,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `budgets`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -198,6 +200,7 @@ impl NodeStatus {
                 json!({
                     "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
                     "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
+                    "paused": u.is_paused(), "bytesSent": u.traffic().sent, "bytesReceived": u.traffic().received,
                     "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
                 })
             })
@@ -208,6 +211,7 @@ impl NodeStatus {
         });
         if let Some(escape) = &self.escape {
             status["mode"] = escape.to_json();
+            status["budgets"] = json!(escape.budgets().iter().map(BudgetView::to_json).collect::<Vec<_>>());
         }
         if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
             let lanes: Vec<_> = outbox
@@ -556,6 +560,7 @@ fn escape(
         clock: host.clock.clone(),
         upstreams,
         modes,
+        policy: policy.cloned(),
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),
         local: components.pubsub.contains_key("local"),
     };
