@@ -223,11 +223,16 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let upstream = |a: &UpstreamSpec, b: &UpstreamSpec| {
         changed!(a, b, [
             "role": role, "slow": slow, "stall": stall, "heal": heal, "lanes": lanes, "failbackAfter": failback_after,
+            "data": data_per_month,
         ])
     };
     let upstreams = |r: &Resources| r.escape_policies.iter().flat_map(|p| p.upstreams.clone()).collect::<Vec<_>>();
     by_name("escape policy: upstream", &upstreams(a), &upstreams(b), |u| &u.component, upstream, &mut out);
-    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| changed!(a, b, ["modes": modes, "budgets.diskFree": disk_free, "notices": notices]);
+    let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| {
+        changed!(a, b, [
+            "modes": modes, "budgets.diskFree": disk_free, "budgets.flash": flash_per_day, "budgets.data": data_per_month, "notices": notices,
+        ])
+    };
     by_name("escape policy", &a.escape_policies, &b.escape_policies, |p| &p.name, policy, &mut out);
     if out.is_empty() && a != b {
         out.push("settings that have no name here (the order of resources, most likely)".to_owned());
