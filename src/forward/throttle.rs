@@ -32,16 +32,7 @@ pub(super) struct Throttle {
 
 impl Throttle {
     pub(super) fn new(slow: Duration) -> Self {
-        Self {
-            slow,
-            quickest: None,
-            limit: Some(FIRST),
-            doubling: true,
-            answers: 0,
-            since: None,
-            period: Monotonic::default(),
-            counts: (0, 0),
-        }
+        Self { slow, quickest: None, limit: Some(FIRST), doubling: true, answers: 0, since: None, period: Monotonic::default(), counts: (0, 0) }
     }
 
     /// Another bound for what is slow; the window begins anew.

@@ -104,7 +104,7 @@ impl Consumer {
         Self::any(&self.lanes[..self.strict])
     }
 
-    fn any(lanes: &[(LaneId, usize, Reader)]) -> impl Future<Output = ()> + Send + use<> {
+    fn any<W>(lanes: &[(LaneId, W, Reader)]) -> impl Future<Output = ()> + Send + use<W> {
         let all: Vec<Fut<'static, ()>> = lanes.iter().map(|(_, _, reader)| -> Fut<'static, ()> { Box::pin(reader.readable()) }).collect();
         async move {
             if all.is_empty() {
