@@ -39,7 +39,7 @@ pub use state::{
     StateOperation, StateStore, StateValue, item_metadata,
 };
 pub use table::{MemoryTables, Table, TableError, Tables};
-pub use uplink::{LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
+pub use uplink::{LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 
 use std::collections::BTreeMap;
 use std::future::Future;

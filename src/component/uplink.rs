@@ -117,6 +117,15 @@ impl LinkFailure {
     }
 }
 
+/// Bytes on the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+}
+
 /// What the peer allows, known after connecting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerLimits {
@@ -146,6 +155,12 @@ pub trait Uplink: Send {
     /// Writes what is buffered and reads until at least one acknowledgement is there (appended to `acks`), or until all is
     /// written when `until_written`. Also keeps the link alive and detects its silence. Cancel-safe: dropping the future loses nothing.
     fn drive<'a>(&'a mut self, acks: &'a mut Vec<UplinkAck>, until_written: bool) -> Fut<'a, Result<(), LinkFailure>>;
+
+    /// What its connections have sent and received since the component was made, with all that the protocols add. None when the component
+    /// does not count: it is estimated then.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
 
     /// Says goodbye if connected and closes. Bounded by a second.
     fn disconnect<'a>(&'a mut self) -> Fut<'a, ()>;

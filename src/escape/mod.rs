@@ -2,6 +2,7 @@
 //! act on them.
 
 mod backoff;
+mod budget;
 mod handover;
 mod link;
 mod mode;
@@ -10,6 +11,7 @@ mod outage;
 mod tests;
 
 pub use backoff::{Backoff, BackoffConfig, SplitMix};
+pub use budget::{BothClocks, Budget, BudgetLevel, Period, SavedBudget};
 pub use handover::{Handover, HandoverOrders, HandoverSight};
 pub use link::{LinkAction, LinkActions, LinkConfig, LinkEvent, LinkMachine, LinkState, fences};
 pub use mode::{LinkSight, Mode, ModeAction, ModeActions, ModeConfig, ModeEvent, ModeMachine, ModeSet, SavedMode, Situation};

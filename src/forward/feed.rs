@@ -4,6 +4,7 @@
 use smallvec::SmallVec;
 
 use super::mapping::Mapping;
+use crate::component::Fut;
 use crate::hub::{Consumer, LaneRun};
 use crate::outbox::{LaneId, OutboxError};
 use crate::resource::RouteSpec;
@@ -78,10 +79,11 @@ impl Feed {
         self.sources[usize::from(source)].mapping.map(published_to, topic)
     }
 
-    /// Reads the next records: strict lanes of all sources first, then source after source. None when all have been read.
-    pub(super) fn next_run(&mut self, most: usize, bytes: usize, run: &mut LaneRun) -> Result<Option<Origin>, OutboxError> {
+    /// Reads the next records: strict lanes of all sources first, then (unless these alone are wanted) source after source. None when all
+    /// have been read.
+    pub(super) fn next_run(&mut self, most: usize, bytes: usize, strict_only: bool, run: &mut LaneRun) -> Result<Option<Origin>, OutboxError> {
         let count = self.sources.len();
-        for step in 0..2 * count {
+        for step in 0..if strict_only { count } else { 2 * count } {
             let at = if step < count { step } else { (self.turn + step) % count };
             let source = &mut self.sources[at];
             if !source.open {
@@ -101,9 +103,11 @@ impl Feed {
         Ok(None)
     }
 
-    /// Resolves when there may be something new to read.
-    pub(super) fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
-        let all: SmallVec<[_; 2]> = self.open().map(|s| Box::pin(s.consumer.readable())).collect();
+    /// Resolves when there may be something new to read, in strict lanes if these alone are read.
+    pub(super) fn readable(&self, strict_only: bool) -> impl Future<Output = ()> + Send + 'static {
+        let of =
+            |s: &Source| -> Fut<'static, ()> { if strict_only { Box::pin(s.consumer.strict_readable()) } else { Box::pin(s.consumer.readable()) } };
+        let all: SmallVec<[_; 2]> = self.open().map(of).collect();
         async move {
             if all.is_empty() {
                 std::future::pending::<()>().await;
@@ -125,6 +129,11 @@ impl Feed {
         for source in self.sources.iter_mut().filter(|s| s.open) {
             source.consumer.rewind();
         }
+    }
+
+    /// Records that wait in the sources that are open, in strict lanes if these alone are read.
+    pub(super) fn sendable(&self, strict_only: bool) -> u64 {
+        if strict_only { self.open().map(|s| s.consumer.strict_queued()).sum() } else { self.queued() }
     }
 
     /// Records that wait in the sources that are open.

@@ -23,6 +23,12 @@ struct Change {
     cause: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    upstream: String,
+    direction: &'static str,
+}
+
 #[derive(Clone)]
 struct LatencyBuckets;
 
@@ -42,6 +48,7 @@ pub struct ForwardMetrics {
     refused: Family<Upstream, Counter>,
     defects: Family<Upstream, Counter>,
     bytes: Family<Upstream, Counter>,
+    traffic: Family<Direction, Counter>,
     in_flight: Family<Upstream, Gauge>,
     window: Family<Upstream, Gauge>,
     latency: Family<Upstream, Histogram, LatencyBuckets>,
@@ -65,6 +72,7 @@ impl ForwardMetrics {
             refused: Family::default(),
             defects: Family::default(),
             bytes: Family::default(),
+            traffic: Family::default(),
             in_flight: Family::default(),
             window: Family::default(),
             latency: Family::new_with_constructor(LatencyBuckets),
@@ -81,6 +89,11 @@ impl ForwardMetrics {
             r.register("selvedge_forward_refused", "Records that the upstream refused for good", all.refused.clone());
             r.register("selvedge_forward_defects", "Panics of a forwarder or its uplink; each opens the link anew", all.defects.clone());
             r.register("selvedge_forward_bytes", "Payload and topic bytes handed to the connection", all.bytes.clone());
+            r.register(
+                "selvedge_upstream_traffic_bytes",
+                "Bytes on the wire of an upstream's connections, with what the protocols add",
+                all.traffic.clone(),
+            );
             r.register("selvedge_forward_inflight", "Records sent and not answered", all.in_flight.clone());
             r.register("selvedge_forward_window", "Records that may be on their way; smaller while answers are slow", all.window.clone());
             r.register("selvedge_forward_latency_seconds", "From sending a record to its acknowledgement", all.latency.clone());
@@ -100,6 +113,8 @@ impl ForwardMetrics {
             refused: self.refused.get_or_create(&label).clone(),
             defects: self.defects.get_or_create(&label).clone(),
             bytes: self.bytes.get_or_create(&label).clone(),
+            traffic: ["sent", "received"]
+                .map(|direction| self.traffic.get_or_create(&Direction { upstream: upstream.to_owned(), direction }).clone()),
             in_flight: self.in_flight.get_or_create(&label).clone(),
             window: self.window.get_or_create(&label).clone(),
             latency: self.latency.get_or_create(&label).clone(),
@@ -117,6 +132,8 @@ pub(super) struct UpstreamMetrics {
     pub(super) refused: Counter,
     pub(super) defects: Counter,
     pub(super) bytes: Counter,
+    /// Sent, received.
+    pub(super) traffic: [Counter; 2],
     in_flight: Gauge,
     window: Gauge,
     latency: Histogram,

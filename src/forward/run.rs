@@ -17,7 +17,7 @@ use super::pace::Pace;
 use super::status::{ForwarderStatus, LinkView};
 use super::throttle::Throttle;
 use super::window::{InFlight, Window};
-use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
+use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkConfig, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES, QUARANTINE_BYTES};
 use crate::outbox::{DestinationId, LaneId, Peeker};
@@ -40,6 +40,8 @@ const REFRESH: Duration = Duration::from_millis(250);
 const READ_RETRY: Duration = Duration::from_secs(1);
 /// A delay below this is the way of a live record, not worth a mark.
 const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
+/// Bytes that a record, and its answer, are taken to cost on the wire beside topic and payload, of an uplink that does not count.
+const OVERHEAD: u64 = 64;
 /// Reasons of refusals that have been logged; past it refusals are counted only.
 const REFUSED_REASONS: usize = 256;
 /// Refusals that may wait to be set aside (the disk is slow or full); past it nothing is sent.
@@ -174,6 +176,8 @@ pub struct LinkOrders {
     pub lent: bool,
     /// Take over the lanes of these primaries (bit by place in [`ForwarderConfig::stands_in_for`]).
     pub borrow: u32,
+    /// Send strict lanes alone: what else waits goes on waiting.
+    pub strict_only: bool,
 }
 
 /// A record that the peer refuses for good.
@@ -486,7 +490,8 @@ impl Forwarder {
                 self.feed.rewind();
                 self.window.clear();
                 (self.busy, self.hold, self.caught_up) = (None, None, false);
-                let backlog = self.refresh() > 0;
+                self.refresh();
+                let backlog = self.sendable() > 0;
                 self.step(LinkEvent::Connected { backlog }, "");
             }
             Err(failure) => self.step(LinkEvent::Lost(failure.cause), &failure.detail),
@@ -528,7 +533,7 @@ impl Forwarder {
         .into_iter()
         .flatten()
         .min();
-        let readable = (self.caught_up && self.may_send() > 0).then(|| self.feed.readable());
+        let readable = (self.caught_up && self.may_send() > 0).then(|| self.feed.readable(self.ordered.borrow().strict_only));
         let driven = tokio::select! {
             biased;
             () = stop => return false,
@@ -617,12 +622,14 @@ impl Forwarder {
                 return;
             }
             let most = if paced || self.window.bytes() > BYTES_IN_FLIGHT / 2 { 1 } else { room };
-            match self.feed.next_run(most, BYTES_IN_FLIGHT / 2, &mut self.run) {
+            let strict_only = self.ordered.borrow().strict_only;
+            match self.feed.next_run(most, BYTES_IN_FLIGHT / 2, strict_only, &mut self.run) {
                 Ok(None) => {
                     self.caught_up = true;
                     // What is accepted and not written yet is not read yet: it still is backlog.
                     let left_out = u64::from(self.suspect.is_some_and(|s| s.left_out));
-                    let empty = self.window.waiting() == 0 && self.refresh() <= left_out;
+                    let empty = self.window.waiting() == 0 && self.sendable() <= left_out;
+                    self.refresh();
                     let event = if empty { LinkEvent::Empty } else { LinkEvent::CaughtUp };
                     self.step(event, "");
                     return;
@@ -881,9 +888,32 @@ impl Forwarder {
     }
 
     fn refresh(&self) -> u64 {
+        self.count_traffic();
+        self.status.set_paused(self.ordered.borrow().strict_only);
         let queued = self.feed.queued();
         self.status.counts.queued.store(queued, Ordering::Relaxed);
         queued
+    }
+
+    /// Records that may be sent as orders are.
+    fn sendable(&self) -> u64 {
+        self.feed.sendable(self.ordered.borrow().strict_only)
+    }
+
+    /// Notes what has passed on the wire.
+    fn count_traffic(&self) {
+        let traffic = self.uplink.traffic().unwrap_or_else(|| {
+            let counts = &self.status.counts;
+            let (sent, answered) = (counts.sent.load(Ordering::Relaxed), counts.acknowledged.load(Ordering::Relaxed));
+            Traffic { sent: self.metrics.bytes.get() + sent * OVERHEAD, received: answered * OVERHEAD }
+        });
+        let counts = &self.status.counts;
+        for (now, seen, counter) in
+            [(traffic.sent, &counts.bytes_sent, &self.metrics.traffic[0]), (traffic.received, &counts.bytes_received, &self.metrics.traffic[1])]
+        {
+            let before = seen.swap(now, Ordering::Relaxed);
+            counter.inc_by(now.saturating_sub(before));
+        }
     }
 
     /// Feeds the state machine and does what it asks for.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-use crate::component::LinkCause;
+use crate::component::{LinkCause, Traffic};
 use crate::escape::LinkState;
 use crate::time::Timestamp;
 
@@ -52,9 +52,13 @@ pub(super) struct Counts {
     pub(super) refused: AtomicU64,
     pub(super) queued: AtomicU64,
     pub(super) connects: AtomicU64,
+    pub(super) bytes_sent: AtomicU64,
+    pub(super) bytes_received: AtomicU64,
     /// Which sources it has: bit 0 its own lanes that may be lent, the others those of primaries.
     handed: AtomicU32,
     notices_refused: AtomicBool,
+    /// Strict lanes alone are sent.
+    paused: AtomicBool,
 }
 
 /// A cheap handle to a forwarder's status; outlives the forwarder.
@@ -123,16 +127,39 @@ impl ForwarderStatus {
         }
     }
 
+    /// Bytes sent and received since start, with what the protocols add; at most a quarter of a second old.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        Traffic { sent: self.counts.bytes_sent.load(Ordering::Relaxed), received: self.counts.bytes_received.load(Ordering::Relaxed) }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn traffic_bytes(&self) -> u64 {
+        let Traffic { sent, received } = self.traffic();
+        sent.saturating_add(received)
+    }
+
     /// State of the link alone.
     #[must_use]
     pub fn state(&self) -> LinkState {
         self.link.borrow().state
     }
 
+    /// Whether all lanes but the strict ones wait, since the budget of the upstream is used up.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.counts.paused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.counts.paused.store(paused, Ordering::Relaxed);
+    }
+
     /// Whether a message that is accepted now has to wait: the link does not send as messages come.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.link.borrow().behind
+        self.link.borrow().behind || self.is_paused()
     }
 
     /// Resolves when the link's state or cause has changed since the last call on this handle. `false` when the forwarder has ended.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::component::{Fut, LinkCause, LinkFailure, MemoryTables, PeerLimits, Tables as _, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::LinkState;
-use crate::hub::{Hub, QUARANTINE, Release};
+use crate::hub::{Hub, LaneRule, QUARANTINE, Release};
 use crate::message::Inbound;
 use crate::outbox::sim::SimStorage;
 use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig};
@@ -177,6 +177,10 @@ impl Uplink for Scripted {
     }
 }
 
+fn lane(name: &str) -> LaneConfig {
+    LaneConfig { durability: Durability::Fsync, quota_bytes: 8 << 20, ..LaneConfig::new(name) }
+}
+
 struct Rig {
     hub: Hub,
     clock: Arc<dyn Clock>,
@@ -187,21 +191,23 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
+        Self::with(Vec::new(), Vec::new()).await
+    }
+
+    /// With more lanes than the default one, and rules for them.
+    async fn with(more: Vec<LaneConfig>, rules: Vec<LaneRule>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock(tokio::time::Instant::now()));
         // The store's writer is stepped here: a thread of its own would not know that time is paused.
-        let lane = LaneConfig { durability: Durability::Fsync, quota_bytes: 8 << 20, ..LaneConfig::new("default") };
-        let config = OutboxConfig {
-            dir: "/outbox".into(),
-            node: "test".into(),
-            lanes: vec![lane.clone(), LaneConfig { name: QUARANTINE.into(), ..lane }],
-            segment_bytes: 1 << 20,
-            cursor_interval: Duration::from_secs(1),
-        };
+        let lane = lane("default");
+        let mut lanes = vec![lane.clone(), LaneConfig { name: QUARANTINE.into(), ..lane }];
+        lanes.extend(more);
+        let config =
+            OutboxConfig { dir: "/outbox".into(), node: "test".into(), lanes, segment_bytes: 1 << 20, cursor_interval: Duration::from_secs(1) };
         let (outbox, mut writer, _) = Outbox::open_without_thread(config, Arc::new(SimStorage::default()), clock.clone()).unwrap();
         let write: Box<dyn FnMut() + Send> = Box::new(move || {
             writer.step(false);
         });
-        let hub = Hub::new(outbox, Vec::new(), MemoryTables::default().open("retained").await.unwrap(), clock.clone()).await.unwrap();
+        let hub = Hub::new(outbox, rules, MemoryTables::default().open("retained").await.unwrap(), clock.clone()).await.unwrap();
         let destination = hub.destination("upstream/cloud").unwrap();
         hub.bind(destination, "cloud", "#").unwrap();
         hub.bind(destination, "local", "#").unwrap();
@@ -294,6 +300,33 @@ async fn the_window_is_the_smaller_of_ours_and_the_peers() {
         assert_eq!(uplink.peer().most_in_flight, expected);
         assert_eq!(uplink.payloads(), numbers(0..200));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_data_budget_is_used_up_strict_lanes_alone_are_sent_and_everything_once_there_is_room_again() {
+    let rule = LaneRule { lane: "critical".into(), filters: vec!["alarm/#".into()], weight: 1, strict: true };
+    let rig = Rig::with(vec![lane("critical")], vec![rule]).await;
+    rig.accept("cloud", "t", 0..100);
+    let uplink = Scripted::accepting();
+    let forwarder =
+        Forwarder::new(rig.config(), rig.hub.clone(), Box::new(uplink.clone()), rig.clock.clone(), &ForwardMetrics::register(&rig.metrics));
+    let (status, orders) = (forwarder.status(), forwarder.orders());
+    orders.send_modify(|o| o.strict_only = true);
+    let _task = tokio::spawn(forwarder.run(Box::pin(std::future::pending())));
+    until(|| status.state() == LinkState::Up).await;
+    for n in 100..110 {
+        rig.accept("cloud", "alarm/a", n..n + 1);
+        rig.accept("cloud", "t", 1_000 + n..1_001 + n);
+        until(|| status.snapshot().acknowledged == u64::from(n - 99)).await;
+    }
+    assert_eq!(uplink.payloads(), numbers(100..110));
+    assert!(status.is_behind() && status.is_paused() && status.state() == LinkState::Up);
+    assert_eq!(status.snapshot().queued, 110);
+    orders.send_modify(|o| o.strict_only = false);
+    until(|| status.snapshot().acknowledged == 120).await;
+    assert_eq!(uplink.payloads()[10..110], numbers(0..100));
+    until(|| !status.is_behind()).await;
+    assert!(status.traffic().sent > 120 * 64 && status.traffic().received == 120 * 64, "estimated, since this uplink does not count");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::routing::LaneShare;
+use crate::component::Fut;
 use crate::outbox::{DestinationId, LaneId, Outbox, OutboxError, Reader, Run};
 
 /// Records that a lane of weight 1 may hand out before the next lane has its turn.
@@ -95,11 +96,21 @@ impl Consumer {
 
     /// Resolves when there may be something new to read. Cancel-safe.
     pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
-        let all: Vec<_> = self.lanes.iter().map(|(_, _, reader)| Box::pin(reader.readable())).collect();
+        Self::any(&self.lanes)
+    }
+
+    /// The same of strict lanes alone.
+    pub fn strict_readable(&self) -> impl Future<Output = ()> + Send + 'static {
+        Self::any(&self.lanes[..self.strict])
+    }
+
+    fn any<W>(lanes: &[(LaneId, W, Reader)]) -> impl Future<Output = ()> + Send + use<W> {
+        let all: Vec<Fut<'static, ()>> = lanes.iter().map(|(_, _, reader)| -> Fut<'static, ()> { Box::pin(reader.readable()) }).collect();
         async move {
-            if !all.is_empty() {
-                futures_util::future::select_all(all).await;
+            if all.is_empty() {
+                std::future::pending::<()>().await;
             }
+            futures_util::future::select_all(all).await;
         }
     }
 
@@ -123,6 +134,12 @@ impl Consumer {
             reader.rewind();
         }
         self.turn = 0;
+    }
+
+    /// Records stored for the destination and not done, in strict lanes.
+    #[must_use]
+    pub fn strict_queued(&self) -> u64 {
+        self.lanes[..self.strict].iter().map(|(_, _, reader)| reader.queued()).sum()
     }
 
     /// Records stored for the destination and not done, over all lanes.

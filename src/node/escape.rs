@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::budgets::{BudgetView, Budgets};
 use super::tombstones::{self, Ranges, Told};
 use crate::component::{Fut, LinkCause};
 use crate::escape::{
@@ -24,7 +25,7 @@ use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
 use crate::outbox::{DestinationId, LedgerRow};
-use crate::resource::DiskFloor;
+use crate::resource::{DiskFloor, EscapePolicySpec};
 use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
@@ -111,6 +112,7 @@ type Order = (EscapeOrder, oneshot::Sender<Value>);
 #[derive(Debug, Clone)]
 pub struct EscapeHandle {
     view: watch::Receiver<ModeView>,
+    budgets: watch::Receiver<Vec<BudgetView>>,
     orders: mpsc::Sender<Order>,
 }
 
@@ -131,6 +133,12 @@ impl EscapeHandle {
     #[must_use]
     pub fn to_json(&self) -> Value {
         self.view.borrow().to_json()
+    }
+
+    /// The budgets of the policy, and what is used of them.
+    #[must_use]
+    pub fn budgets(&self) -> Vec<BudgetView> {
+        self.budgets.borrow().clone()
     }
 
     /// Gives an order; the answer is the state after it, or the reports.
@@ -177,6 +185,8 @@ pub(super) struct Surroundings {
     pub upstreams: Vec<Watched>,
     pub modes: ModeConfig,
     pub disk_free: DiskFloor,
+    /// The policy, for its budgets.
+    pub policy: Option<EscapePolicySpec>,
     /// Topic of notices upstream.
     pub notices: Option<String>,
     /// Files that were set aside when the store was opened.
@@ -242,6 +252,7 @@ pub(super) struct Escape {
     books_at_loss: Option<Vec<LedgerRow>>,
     disk: Option<(Monotonic, bool)>,
     meters: Meters,
+    budgets: Budgets,
     view: watch::Sender<ModeView>,
     orders: mpsc::Receiver<Order>,
 }
@@ -279,6 +290,8 @@ impl Escape {
         let (give, orders) = mpsc::channel(ORDERS);
         let meters = Meters::register(metrics);
         meters.show(machine.mode());
+        let (budgets, budgets_seen) =
+            Budgets::new(at.policy.as_ref(), &at.dir, at.storage.clone(), at.clock.clone(), at.hub.outbox().clone(), metrics);
         let mut this = Self {
             at,
             machine,
@@ -289,12 +302,13 @@ impl Escape {
             books_at_loss: None,
             disk: None,
             meters,
+            budgets,
             view,
             orders,
         };
         this.at.hub.set_mode(this.machine.mode());
         this.order_links();
-        (this, EscapeHandle { view: seen, orders: give })
+        (this, EscapeHandle { view: seen, budgets: budgets_seen, orders: give })
     }
 
     /// Looks after the mode until `stop` resolves. After a defect it goes on with what it has saved last.
@@ -331,6 +345,7 @@ impl Escape {
                 }
             }
         }
+        self.budgets.save();
         self.save().await;
     }
 
@@ -477,11 +492,31 @@ impl Escape {
         }
         self.act(actions).await;
         self.note_causes();
+        self.look_at_budgets().await;
         let told = self.tell_losses(now).await;
         self.order_links();
         self.refresh_view();
         if told || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
             self.save().await;
+        }
+    }
+
+    /// A budget that runs out is told to every primary upstream, and so is one that has room again.
+    async fn look_at_budgets(&mut self) {
+        let statuses: Vec<ForwarderStatus> = self.at.upstreams.iter().map(|u| u.status.clone()).collect();
+        let changes = self.budgets.look(&statuses);
+        let Some(topic) = self.at.notices.as_ref().map(|topic| format!("{topic}/alarm")) else { return };
+        let to: Vec<DestinationId> = self.at.upstreams.iter().filter(|u| !u.secondary && u.status.takes_notices()).map(|u| u.destination).collect();
+        if to.is_empty() {
+            return;
+        }
+        for change in changes {
+            let alarm = json!({
+                "kind": "alarm", "alarm": "budget", "node": self.at.node, "at": self.at.clock.now().to_rfc3339(), "budget": change.view.to_json(),
+            });
+            if let Err(error) = self.at.hub.notice(&to, &topic, alarm.to_string().as_bytes()).await {
+                tracing::warn!(%error, "the state of a budget could not be told; `selvedge status` shows it");
+            }
         }
     }
 
@@ -580,6 +615,7 @@ impl Escape {
                 closed: self.machine.is_fenced(),
                 notice_follows: news && self.at.notices.is_some() && upstream.status.takes_notices() && !upstream.stands(),
                 lent,
+                strict_only: self.budgets.strict_only(upstream.status.upstream()),
                 borrow: if upstream.secondary { borrow } else { 0 },
             };
             upstream.orders.send_if_modified(|o| std::mem::replace(o, orders) != orders);

@@ -3,6 +3,7 @@
 //! Building starts nothing that sends or receives: configuration is read and checked, the store is opened, components are made,
 //! sockets are bound. [`Node::run`] is the only place where tasks begin; it ends with the written order of [`Node::run`]'s drain.
 
+mod budgets;
 mod cache;
 mod cached;
 mod components;
@@ -40,6 +41,7 @@ use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Timestamp};
 
+pub use budgets::BudgetView;
 pub use components::{Components, Loaded, diagnose};
 pub use escape::{EscapeHandle, EscapeOrder, EscapeSettings, MODE_TOPIC, ModeView};
 pub use mode_store::MODE_STORE_TYPE;
@@ -204,7 +206,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `budgets`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -216,6 +218,7 @@ impl NodeStatus {
                 json!({
                     "name": s.upstream, "state": s.state.as_str(), "since": s.since.to_rfc3339(), "cause": s.cause.map(crate::component::LinkCause::as_str),
                     "detail": s.detail, "sent": s.sent, "acknowledged": s.acknowledged, "refused": s.refused, "queued": s.queued, "connects": s.connects,
+                    "paused": u.is_paused(), "bytesSent": u.traffic().sent, "bytesReceived": u.traffic().received,
                     "lent": !u.handed(0), "standsIn": (1..=MAX_PRIMARIES).any(|n| u.handed(n)),
                 })
             })
@@ -227,6 +230,7 @@ impl NodeStatus {
         });
         if let Some(escape) = &self.escape {
             status["mode"] = escape.to_json();
+            status["budgets"] = json!(escape.budgets().iter().map(BudgetView::to_json).collect::<Vec<_>>());
         }
         if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
             let lanes: Vec<_> = outbox
@@ -536,6 +540,7 @@ fn escape(
         clock: host.clock.clone(),
         upstreams,
         modes,
+        policy: policy.cloned(),
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),
         local: components.pubsub.contains_key("local"),
     };

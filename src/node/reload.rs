@@ -227,6 +227,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let upstream = |a: &UpstreamSpec, b: &UpstreamSpec| {
         changed!(a, b, [
             "role": role, "slow": slow, "stall": stall, "heal": heal, "lanes": lanes, "failbackAfter": failback_after,
+            "data": data_per_month,
         ])
     };
     let upstreams = |r: &Resources| r.escape_policies.iter().flat_map(|p| p.upstreams.clone()).collect::<Vec<_>>();
@@ -234,7 +235,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| {
         changed!(a, b, [
             "modes": modes, "budgets.diskFree": disk_free, "notices": notices, "modes.secretsMaxAge": secrets_max_age, "modes.configMaxAge": config_max_age,
-            "atRest": at_rest
+            "budgets.flash": flash_per_day, "budgets.data": data_per_month, "atRest": at_rest,
         ])
     };
     by_name("escape policy", &a.escape_policies, &b.escape_policies, |p| &p.name, policy, &mut out);

@@ -288,10 +288,12 @@ impl Lane {
 
     /// Hands records to the writer: all that wait, or in a lane that holds them back those that have waited for long enough. `last`: all.
     pub fn take_pending(&mut self, now: Timestamp, last: bool) -> Option<Chunk> {
-        let chunk = if self.holds() {
-            self.hold_pending(now, last);
+        let chunk = if self.holds() || !self.hold.is_empty() {
+            // A lane that held records back until its settings were changed writes them now.
+            let all = last || !self.holds();
+            self.hold_pending(now, all);
             self.spare_held();
-            self.hold.pop_due(now, self.config.spill_after, self.hold_limit(), last)
+            self.hold.pop_due(now, self.config.spill_after, self.hold_limit(), all)
         } else {
             self.pending_chunk()
         }?;

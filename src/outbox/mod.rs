@@ -34,7 +34,7 @@ mod tests;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -173,6 +173,9 @@ impl Durability {
         }
     }
 }
+
+/// How long records of batched lanes wait for others at most while flash is scarce ([`Outbox::spare_flash`]).
+pub const THRIFT_BATCH: Duration = Duration::from_secs(1);
 
 /// Smallest quota of a lane.
 pub const MIN_QUOTA_BYTES: u64 = 1 << 20;
@@ -454,6 +457,8 @@ struct Shared {
     manifest: Mutex<Manifest>,
     signal: Signal,
     stats: Stats,
+    /// Flash is scarce.
+    thrift: AtomicBool,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -551,6 +556,7 @@ impl Outbox {
             manifest: Mutex::new(recovered.manifest),
             signal: Signal::default(),
             stats: Stats::default(),
+            thrift: AtomicBool::new(false),
             thread: Mutex::new(None),
         });
         let writer = Writer::new(shared.clone(), recovered.page_generation);
@@ -718,6 +724,12 @@ impl Outbox {
             let mut lane = cell.lock();
             lane.cap = short.then(|| lane.short_cap());
         }
+    }
+
+    /// While flash is scarce, records of batched lanes wait for up to [`THRIFT_BATCH`] before they are synced, if their lane's own time is
+    /// less, and cursors are written half a minute apart. Lanes that sync each record keep their promise.
+    pub fn spare_flash(&self, scarce: bool) {
+        self.shared.thrift.store(scarce, Ordering::Relaxed);
     }
 
     /// Whether the record is as durable as the lane declares.

@@ -133,6 +133,32 @@ fn a_record_is_readable_at_once_and_durable_only_after_its_sync() {
 }
 
 #[test]
+fn while_flash_is_scarce_batches_last_a_second_and_cursors_half_a_minute() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(config(Durability::Batched(Duration::from_millis(20)), 64 << 20, WhenFull::Reject), &storage);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let mut pass = |b: &mut Bench, scarce: bool| {
+        b.outbox.spare_flash(scarce);
+        let before = b.outbox.write_counts();
+        for n in 0..1_200 {
+            let id = b.append(n).last;
+            b.writer.step(false);
+            b.clock.advance(Duration::from_millis(50));
+            b.writer.step(false);
+            assert!(scarce || b.outbox.is_durable(b.lane, id.sequence));
+            let all = b.read(&mut reader);
+            reader.acknowledge(&all.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+        }
+        let after = b.outbox.write_counts();
+        (after.syncs - before.syncs, after.flash_bytes - before.flash_bytes)
+    };
+    let ((syncs, flash), (few, little)) = (pass(&mut b, false), pass(&mut b, true));
+    assert!(syncs == 1_200 && (55..=65).contains(&few), "{syncs} and {few} syncs a minute");
+    assert!(little < flash / 8, "{little} of {flash}");
+    assert!(pass(&mut b, false).0 >= 1_199, "and as before once there is enough of it");
+}
+
+#[test]
 fn reading_goes_from_file_to_memory_and_back_without_a_gap_or_a_repeat() {
     for seed in 1..200 {
         let storage = SimStorage::default();

@@ -12,7 +12,7 @@ use super::compact::{Pass, UNTOUCHABLE};
 use super::files::{self, CursorEntry, CursorPage};
 use super::lane::{Chunk, Lane, Segment};
 use super::storage::StoredFile;
-use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, recover};
+use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, THRIFT_BATCH, recover};
 use crate::time::Monotonic;
 
 /// Unsynced bytes of a batched lane at which it is synced early; bounds what is kept in memory for a failed sync.
@@ -21,6 +21,8 @@ const MAX_UNSYNCED_BYTES: usize = 1 << 20;
 const BLOCK: u64 = 4 << 10;
 /// Cursors that say nothing about a file (a lane that keeps its records in memory) are written this much less often.
 const QUIET: u32 = 300;
+/// Cursors are written this much less often while flash is scarce.
+const THRIFT_CURSORS: u32 = 30;
 /// Blocks that a new file costs beside its content: its name, its inode, the map of free blocks (measured on ext4).
 const FILE_BLOCKS: u64 = 3;
 /// First and longest wait before a lane that could not be written is tried again.
@@ -237,6 +239,7 @@ impl Writer {
                 Durability::Batched(longest) => {
                     let bytes: usize = self.lanes[at].unsynced.iter().map(|c| c.bytes.len()).sum();
                     // The first record may have waited that long to be written.
+                    let longest = if self.thrifty() { longest.max(THRIFT_BATCH) } else { longest };
                     let rest = longest.saturating_sub(durability.linger());
                     if bytes > MAX_UNSYNCED_BYTES { Some(now) } else { self.lanes[at].unsynced_since.map(|since| since.plus(rest)) }
                 }
@@ -272,6 +275,11 @@ impl Writer {
             self.publish(at);
         }
         wait
+    }
+
+    /// Flash is scarce.
+    fn thrifty(&self) -> bool {
+        self.shared.thrift.load(Ordering::Relaxed)
     }
 
     fn publish(&self, at: usize) {
@@ -504,6 +512,8 @@ impl Writer {
             return;
         } else if self.is_quiet(&page) {
             now.plus(interval * QUIET)
+        } else if self.thrifty() {
+            now.plus(interval * THRIFT_CURSORS)
         } else {
             now.plus(interval)
         };

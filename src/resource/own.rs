@@ -275,6 +275,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         let heal = fields.duration("heal", Duration::from_secs(15), findings);
         let lanes: Vec<String> = fields.texts("lanes", findings).into_iter().map(|(t, _)| t).collect();
         let failback_after = fields.duration("failbackAfter", Duration::from_secs(300), findings);
+        let data_per_month = budget(&mut fields, "data", "/month", findings);
         if role == UpstreamRole::Primary && !lanes.is_empty() {
             findings.add(Severity::Error, fields.line(), &fields.key("lanes"), "is for role: secondary: the lanes that it takes over");
         }
@@ -289,7 +290,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
                     "found a second secondary; accepted is one, which stands in for every primary",
                 );
             }
-            upstreams.push(UpstreamSpec { component, role, slow, stall, heal, lanes, failback_after });
+            upstreams.push(UpstreamSpec { component, role, slow, stall, heal, lanes, failback_after, data_per_month });
         }
     }
     let mut modes = ModeConfig::default();
@@ -307,15 +308,15 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         }
         fields.finish(findings);
     }
-    let mut disk_free = DiskFloor::default();
+    let (mut disk_free, mut flash_per_day, mut data_per_month) = (DiskFloor::default(), None, None);
     if let Some(mut fields) = spec.map("budgets", findings) {
         disk_free = fields.parsed("diskFree", disk_free, findings, |t| {
             parse_percent(t)
                 .map(DiskFloor::Percent)
                 .or_else(|accepted| units::parse_size(t).map(DiskFloor::Bytes).map_err(|_| format!("{accepted}, or a size such as 64MiB")))
         });
-        fields.not_served("flash", findings);
-        fields.not_served("data", findings);
+        flash_per_day = budget(&mut fields, "flash", "/day", findings);
+        data_per_month = budget(&mut fields, "data", "/month", findings);
         fields.finish(findings);
     }
     let at_rest = spec.map("atRest", findings).map_or_else(Vec::new, |mut fields| {
@@ -332,7 +333,28 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         fields.finish(findings);
     }
     spec.finish(findings);
-    EscapePolicySpec { name: name.to_owned(), upstreams, modes, disk_free, secrets_max_age, config_max_age, at_rest, notices }
+    EscapePolicySpec {
+        name: name.to_owned(),
+        upstreams,
+        modes,
+        disk_free,
+        flash_per_day,
+        data_per_month,
+        secrets_max_age,
+        config_max_age,
+        at_rest,
+        notices,
+    }
+}
+
+/// Smallest budget: below it the node's own overhead alone would use it up.
+const SMALLEST_BUDGET: u64 = 1_000_000;
+
+fn budget(fields: &mut Fields<'_>, name: &'static str, per: &'static str, findings: &mut Findings<'_>) -> Option<u64> {
+    fields.parsed(name, None, findings, |t| {
+        let size = t.strip_suffix(per).and_then(|size| units::parse_size(size.trim_end()).ok());
+        size.filter(|size| *size >= SMALLEST_BUDGET).map(Some).ok_or_else(|| format!("a size of at least 1MB with {per}, such as 500MB{per}"))
+    })
 }
 
 fn parse_percent(text: &str) -> Result<u8, String> {

@@ -323,6 +323,8 @@ pub struct UpstreamSpec {
     pub lanes: Vec<String>,
     /// Of a secondary: how long a primary must stand before it gets its lanes back.
     pub failback_after: Duration,
+    /// Bytes that it may send and receive in a month.
+    pub data_per_month: Option<u64>,
 }
 
 /// `kind: EscapePolicy`: what to do when upstreams fail.
@@ -340,6 +342,10 @@ pub struct EscapePolicySpec {
     pub secrets_max_age: Duration,
     /// `spec.modes.configMaxAge`: the same of configuration.
     pub config_max_age: Duration,
+    /// `spec.budgets.flash`: bytes that the store may write in a day.
+    pub flash_per_day: Option<u64>,
+    /// `spec.budgets.data`: bytes that all upstreams together may send and receive in a month.
+    pub data_per_month: Option<u64>,
     /// `spec.atRest.keys`: what seals data on the disk, the one that seals first.
     pub at_rest: Vec<KeySource>,
     /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.

@@ -164,3 +164,21 @@ fn memory_lanes_hold_records_back_for_a_time_that_can_be_set() {
     assert!(all[0].contains("a.yaml:6: spec.lanes[0].spillAfter found \"5ms\"; accepted is 0, or a time from 100ms to 1h"), "{all:?}");
     assert!(all[1].contains("a.yaml:7: spec.lanes[1].spillAfter is for durability: memory"), "{all:?}");
 }
+
+#[test]
+fn budgets_are_sizes_per_day_and_month() {
+    let policy = |spec: &str| load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: EscapePolicy\nmetadata: {{name: e}}\nspec: {spec}\n"));
+    let r = policy("{budgets: {flash: 500MB/day, data: 300MB/month}, upstreams: [{component: cloud, data: 20 MiB/month}]}");
+    let p = &r.escape_policies[0];
+    assert_eq!((p.flash_per_day, p.data_per_month, p.upstreams[0].data_per_month), (Some(500_000_000), Some(300_000_000), Some(20 << 20)));
+    for (spec, problem) in [
+        (
+            "{budgets: {flash: 500MB}}",
+            "a.yaml:4: spec.budgets.flash found \"500MB\"; accepted is a size of at least 1MB with /day, such as 500MB/day",
+        ),
+        ("{budgets: {data: 1KB/month}}", "a.yaml:4: spec.budgets.data found \"1KB/month\"; accepted is a size of at least 1MB with /month"),
+    ] {
+        let r = policy(spec);
+        assert!(r.problems.iter().any(|p| p.to_string().contains(problem)), "{problem}\nin\n{:?}", r.problems);
+    }
+}

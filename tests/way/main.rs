@@ -4,6 +4,7 @@
 
 mod activation;
 mod api;
+mod budget;
 mod cache;
 mod clients;
 mod commands;

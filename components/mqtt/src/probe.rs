@@ -69,7 +69,7 @@ async fn stages(settings: &Settings, now: Timestamp, findings: &mut Vec<Finding>
         None => {
             let found = "the connection is not encrypted: passwords and messages can be read on the way";
             findings.push(Finding::note(subject(settings, "tls"), found, "use mqtts:// if the way leaves the site"));
-            Stream::Tcp(tcp.into())
+            Stream::Tcp(crate::tcp::Tcp::new(tcp, settings.meter.clone()))
         }
         Some(tls) => match transport::encrypt(settings, tls, tcp).await {
             Ok(stream) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use selvedge::component::{ComponentContext, InitError, PropertyError};
 
+use crate::tcp::Meter;
 use crate::tls::{self, Tls};
 
 /// Protocol version of a connection.
@@ -42,6 +43,8 @@ pub struct Settings {
     pub clean_session: bool,
     /// Limits and intervals that no key changes.
     pub timing: Timing,
+    /// Counts what the component's connections send and receive.
+    pub meter: Arc<Meter>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -105,6 +108,7 @@ impl Settings {
             retain: properties.boolean("retain", false),
             clean_session: properties.boolean("cleanSession", false),
             timing: Timing::default(),
+            meter: Arc::default(),
         })
     }
 

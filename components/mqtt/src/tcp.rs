@@ -9,14 +9,60 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::linux::net::TcpStreamExt as _;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use selvedge::component::Traffic;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+/// Headers of a segment over IPv4, with the timestamps that Linux asks for.
+const HEADERS: u64 = 52;
+/// Payload of a full segment over Ethernet.
+const SEGMENT: u64 = 1_448;
+/// Opening and closing: three and two segments of ours, two and two of the peer's, the first ones with 8 bytes of options more.
+const HANDSHAKE: (u64, u64) = (5 * HEADERS + 8, 4 * HEADERS + 8);
+
+/// Counts what passes, as IP sees it: the stream's bytes, and the headers of the segments that they are expected to take. What is sent
+/// again by TCP is not in it.
+#[derive(Debug, Default)]
+pub struct Meter {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Meter {
+    fn count(&self, sent: u64, received: u64) {
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+        self.received.fetch_add(received, Ordering::Relaxed);
+    }
+
+    fn opened(&self) {
+        self.count(HANDSHAKE.0, HANDSHAKE.1);
+    }
+
+    fn wrote(&self, bytes: usize) {
+        let segments = (bytes as u64).div_ceil(SEGMENT);
+        // The peer acknowledges every other segment by itself, and the last one with its answer.
+        self.count(bytes as u64 + HEADERS * segments, HEADERS * (segments / 2));
+    }
+
+    fn read(&self, bytes: usize) {
+        let segments = (bytes as u64).div_ceil(SEGMENT);
+        // What is read is acknowledged at once.
+        self.count(HEADERS * segments.div_ceil(2), bytes as u64 + HEADERS * segments);
+    }
+
+    /// All so far.
+    pub fn traffic(&self) -> Traffic {
+        Traffic { sent: self.sent.load(Ordering::Relaxed), received: self.received.load(Ordering::Relaxed) }
+    }
+}
+
 /// The stream, watched by the reactor or not.
 #[derive(Debug)]
-pub struct Tcp(State);
+pub struct Tcp(State, Arc<Meter>);
 
 #[derive(Debug)]
 enum State {
@@ -26,13 +72,13 @@ enum State {
     Gone(io::ErrorKind),
 }
 
-impl From<TcpStream> for Tcp {
-    fn from(stream: TcpStream) -> Self {
-        Self(State::Watched(stream))
-    }
-}
-
 impl Tcp {
+    /// A connection that has just been opened.
+    pub fn new(stream: TcpStream, meter: Arc<Meter>) -> Self {
+        meter.opened();
+        Self(State::Watched(stream), meter)
+    }
+
     /// Takes the stream off the reactor.
     pub fn park(&mut self) {
         self.0 = match std::mem::replace(&mut self.0, State::Gone(io::ErrorKind::NotConnected)) {
@@ -63,6 +109,7 @@ impl AsyncRead for Tcp {
             match stream.read(buf.initialize_unfilled()) {
                 Ok(n) => {
                     buf.advance(n);
+                    this.1.read(n);
                     let _ = stream.set_quickack(true); // a hint
                     return Poll::Ready(Ok(()));
                 }
@@ -72,8 +119,10 @@ impl AsyncRead for Tcp {
         }
         match &mut this.0 {
             State::Watched(stream) => {
+                let before = buf.filled().len();
                 let read = Pin::new(&mut *stream).poll_read(cx, buf);
                 if matches!(read, Poll::Ready(Ok(()))) {
+                    this.1.read(buf.filled().len() - before);
                     let _ = stream.set_quickack(true); // a hint
                 }
                 read
@@ -90,11 +139,20 @@ impl AsyncWrite for Tcp {
         if let State::Parked(stream) = &mut this.0 {
             match stream.write(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.watch(),
-                result => return Poll::Ready(result),
+                result => {
+                    this.1.wrote(result.as_ref().copied().unwrap_or(0));
+                    return Poll::Ready(result);
+                }
             }
         }
         match &mut this.0 {
-            State::Watched(stream) => Pin::new(stream).poll_write(cx, buf),
+            State::Watched(stream) => {
+                let wrote = Pin::new(stream).poll_write(cx, buf);
+                if let Poll::Ready(Ok(n)) = wrote {
+                    this.1.wrote(n);
+                }
+                wrote
+            }
             State::Parked(_) => Poll::Pending, // unreachable after `watch`
             State::Gone(kind) => Poll::Ready(Err((*kind).into())),
         }
@@ -122,7 +180,7 @@ mod tests {
     async fn pair() -> (Tcp, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (near.unwrap().into(), far.unwrap().0)
+        (Tcp::new(near.unwrap(), Arc::default()), far.unwrap().0)
     }
 
     #[tokio::test]

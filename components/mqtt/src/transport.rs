@@ -107,7 +107,7 @@ pub async fn open(settings: &Settings) -> Result<Opened, LinkFailure> {
     let opening = async {
         let tcp = tcp(settings, &mut step).await?;
         let mut stream = match &settings.tls {
-            None => Stream::Tcp(tcp.into()),
+            None => Stream::Tcp(Tcp::new(tcp, settings.meter.clone())),
             Some(tls) => {
                 step = "the TLS handshake with";
                 Stream::Tls(Box::new(encrypt(settings, tls, tcp).await?))
@@ -156,7 +156,7 @@ pub(crate) async fn tcp(settings: &Settings, step: &mut &str) -> Result<TcpStrea
 pub(crate) async fn encrypt(settings: &Settings, tls: &Tls, tcp: TcpStream) -> Result<TlsStream<Tcp>, LinkFailure> {
     let fail = |e: io::Error| LinkFailure::new(tls::classify(&e).unwrap_or(LinkCause::TlsTrust), format!("TLS with {}: {e}", settings.peer()));
     let name = Tls::server_name(&settings.host).map_err(fail)?;
-    TlsConnector::from(tls.config.clone()).connect(name, Tcp::from(tcp)).await.map_err(fail)
+    TlsConnector::from(tls.config.clone()).connect(name, Tcp::new(tcp, settings.meter.clone())).await.map_err(fail)
 }
 
 /// CONNECT and CONNACK.

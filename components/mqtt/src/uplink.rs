@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use selvedge::component::{Fut, LinkFailure, PeerLimits, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
+use selvedge::component::{Fut, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 
 use crate::connection::Connection;
 use crate::session::Owner;
@@ -57,6 +57,10 @@ impl Uplink for MqttUplink {
     fn drive<'a>(&'a mut self, acks: &'a mut Vec<UplinkAck>, until_written: bool) -> Fut<'a, Result<(), LinkFailure>> {
         let connection = self.connection.clone();
         Box::pin(std::future::poll_fn(move |cx| connection.poll_uplink(cx, acks, until_written)))
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(self.connection.settings.meter.traffic())
     }
 
     fn disconnect<'a>(&'a mut self) -> Fut<'a, ()> {

@@ -26,6 +26,7 @@ fn settings(version: Version, qos: u8) -> Settings {
         qos,
         retain: false,
         clean_session: false,
+        meter: Default::default(),
         timing: Timing::default(),
     }
 }

@@ -113,6 +113,23 @@ fn a_disk_that_is_short_or_dead_does_not_stop_what_need_not_be_written() {
     assert!(b.append(99).refused.is_none());
 }
 
+#[test]
+fn a_lane_that_must_be_durable_from_now_on_writes_what_it_held_before_what_comes() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(holding(), &storage);
+    for n in 0..700 {
+        b.append(n);
+        b.writer.step(false);
+    }
+    assert!(b.outbox.reconfigure(LaneConfig { durability: Durability::Fsync, spill_after: Duration::ZERO, ..holding().lanes[0].clone() }));
+    let last = b.append(700).last.sequence;
+    b.writer.step(false);
+    assert!(b.outbox.is_durable(b.lane, last));
+    let (b, _) = open(fsync(), &storage.after_power_cut(|| 0));
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert_eq!(b.read(&mut reader).iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..=700).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_record_that_has_to_stand_in_a_file_is_written_at_once() {
     let (outbox, _) = Outbox::open(holding(), Arc::new(SimStorage::default()), Arc::new(crate::time::SystemClock::new())).unwrap();
