@@ -93,7 +93,7 @@ mod without_cel {
 
     /// No variables.
     #[derive(Debug, Default)]
-    pub struct Scope;
+    pub struct Scope(());
 
     impl Scope {
         /// Nothing can ask for it.

@@ -36,7 +36,7 @@ fn random_kills(s: &mut Scene) {
 
 /// A backlog grows, and memory does not.
 fn backlog(s: &mut Scene) {
-    let mib = |s: &Scene| s.total() as u64 * 4_096 >> 20;
+    let mib = |s: &Scene| (s.total() as u64 * 4_096) >> 20;
     let most = if s.soak { 1_024 } else { 200 };
     s.proxy.set(Fault::Refuse);
     let mut seen = Vec::new();
