@@ -116,7 +116,7 @@ fn damages(s: &mut Scene, segments: bool, rounds: u64) {
 
 pub const DRILLS: &[Drill] = &[
     Drill {
-        no_peer: Some("it begins with an empty queue or does not start"),
+        no_peer: Some("not tried: it keeps one file of another kind"),
         ..Drill::new(
             "damaged-books",
             "while the box is down a file beside the messages is damaged (cursors, manifest, SQLite, mode, node id), 30 times: no message may be missing",
@@ -124,7 +124,7 @@ pub const DRILLS: &[Drill] = &[
         )
     },
     Drill {
-        no_peer: Some("it begins with an empty queue or does not start"),
+        no_peer: Some("not tried: it keeps one file of another kind"),
         world: |world| world.lanes = r##"[{name: all, match: ["#"], quota: 1MiB, onFull: reject}]"##,
         ..Drill::new(
             "damaged-segments",

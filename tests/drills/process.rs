@@ -75,7 +75,10 @@ fn dies_in(s: &mut Scene, mode: &'static str) {
     s.kill();
     let begins_in = s.subject.node().map(Node::mode).unwrap_or_default();
     s.must(begins_in == mode, || format!("killed in {mode}, begun anew in {begins_in}"));
-    s.more(20);
+    // In `survive` the lane is full or nearly so: its senders may be refused until there is a link.
+    if mode != "survive" {
+        s.more(20);
+    }
     s.notes.push(mode.to_owned());
 }
 
@@ -123,7 +126,7 @@ pub const DRILLS: &[Drill] = &[
         shed: &["shed"],
         rate: 800,
         bytes: 2_000,
-        no_peer: Some("it has no lanes, and one kill is enough"),
+        no_peer: Some("it has no lanes; see kill-in-outage"),
         ..Drill::new(
             "kill-anywhere",
             "kill -9 at 200 random moments, with and without a link, lanes of 1 MiB in segments of 128 KiB, 3,200 messages of 2,000 bytes a second",
@@ -149,7 +152,7 @@ pub const DRILLS: &[Drill] = &[
         bytes: 4_096,
         batch: 100,
         patience: Duration::from_secs(300),
-        no_peer: Some("it keeps what waits in memory"),
+        no_peer: Some("not tried: it keeps what waits in memory"),
         ..Drill::new(
             "backlog",
             "the link is refused until 200 MiB wait (with --soak 1 GiB), in messages of 4 KiB; kill -9; all of it leaves",

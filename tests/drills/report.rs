@@ -30,6 +30,7 @@ pub fn cells(result: &Result) -> String {
     let outcome = match result {
         Result::Ran(outcome) => outcome,
         Result::Broke(why) => return format!("broke off: {} | | | | | |", first_line(why)),
+        Result::NotRun(why) if why.starts_with("not tried") => return format!("{why} | | | | | |"),
         Result::NotRun(why) => return format!("not run: {why} | | | | | |"),
     };
     let v = &outcome.verdict;
@@ -77,7 +78,7 @@ pub fn document(rows: &[(&Drill, Result, Result)]) -> String {
     let mut text = "# Drills\n\nMade by `cargo run -p selvedge-tests --bin drills -- --write`; `tests/run drills` runs the same with selvedge alone and fails when a message that was acknowledged is missing or \
          comes after a later one of its topic, a line of the books does not balance, more than 8 MiB of its own were resident (without the program's own pages), or something else that the drill is about does not hold. Three devices publish 900 messages of 200 bytes a second \
          (where nothing else is said) with QoS 1 through the box; a sink at a real mosquitto counts what arrives. The peer is mosquitto as a bridge, persistent, saving on every change. Recovery: from the end of the fault until everything \
-         that had been acknowledged by then has arrived. Four drills run at a time on two processors, so times are not those of an idle machine.\n\n\
+         that had been acknowledged by then has arrived. Four drills run at a time on two processors, so times are not those of an idle machine, and selvedge is built for debugging unless `SELVEDGE_BINARY` names another.\n\n\
          How the faults are made: links break in a proxy; packets are lost in a network of the broker's own (a pair of virtual cards, dropped by nftables at random as they come and go); broken disks are a full tmpfs, ext4 on an image, or a \
          preloaded library in front of the real calls; names are asked of a server that the drill runs; certificates and clocks are shifted with faketime.\n"
         .to_owned();

@@ -30,8 +30,6 @@ pub struct World {
     pub modes: &'static str,
     /// `drain` of the forwarding.
     pub drain: &'static str,
-    /// Settings of the bridge beside the usual ones.
-    pub bridge: &'static str,
 }
 
 impl World {
@@ -46,7 +44,6 @@ impl World {
             stall: "3s",
             modes: "{}",
             drain: "{}",
-            bridge: "",
         }
     }
 
@@ -99,11 +96,10 @@ spec:
             "user root\nlistener {devices} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n\
              persistence true\npersistence_location {}/\nautosave_on_changes true\nautosave_interval 1\n\
              connection cloud\naddress {}:{}\nremote_username box\nremote_password secret\ntopic sensors/# out 1\nremote_clientid box\n\
-             cleansession false\nnotifications false\ntry_private false\nrestart_timeout 1\nkeepalive_interval 5\n{tls}{}",
+             cleansession false\nnotifications false\ntry_private false\nrestart_timeout 1\nkeepalive_interval 5\n{tls}",
             data.display(),
             self.host,
             self.port,
-            self.bridge
         )
     }
 }
