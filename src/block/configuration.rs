@@ -156,7 +156,7 @@ impl Blocks {
     /// Subscribes the application: it is called for each key that changes.
     ///
     /// # Errors
-    /// As [`Blocks::subscribe_configuration`], or there is no application.
+    /// No such store, too many subscriptions, the store refused, or there is no application.
     pub async fn subscribe_app_to_configuration(&self, store: &str, keys: Vec<String>, metadata: &Metadata) -> Result<String, ApiError> {
         self.configuration_store(store)?;
         if self.inner.app.get().is_none() {
