@@ -122,7 +122,9 @@ impl Budgets {
             let label = Label { budget: kind, upstream: upstream.unwrap_or_default().to_owned() };
             limit.get_or_create(&label).set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
             let used = used.get_or_create(&label).clone();
-            Some(Line { kind, upstream: upstream.map(str::to_owned), budget, counted: 0, level: BudgetLevel::Well, used })
+            // Known before anything is sent: a budget that is used up holds from the first record on.
+            let level = budget.level();
+            Some(Line { kind, upstream: upstream.map(str::to_owned), budget, counted: 0, level, used })
         };
         let mut lines = Vec::new();
         lines.extend(line("flash", None, policy.and_then(|p| p.flash_per_day), Period::Day, kept.flash));

@@ -136,7 +136,7 @@ fn a_healthy_link_costs_a_memory_lane_no_flash_and_a_spent_flash_budget_makes_ba
     let started = std::time::Instant::now();
     device.publish("alarm/a", b"x").unwrap();
     let fsync = started.elapsed();
-    assert!(batched > Duration::from_millis(700) && fsync < Duration::from_millis(600), "{batched:?} and {fsync:?}");
+    assert!(batched > Duration::from_millis(700) && fsync < batched, "{batched:?} and {fsync:?}");
     assert!(node.has_logged("a budget runs out"));
     assert_eq!(node.terminate(), Some(0));
     let node = place.start();
