@@ -6,6 +6,7 @@ complete -c selvedge -n __fish_use_subcommand -a check -d 'check folders of YAML
 complete -c selvedge -n __fish_use_subcommand -a status -d 'what the node of this data directory is doing, as JSON'
 complete -c selvedge -n __fish_use_subcommand -a queue -d 'what waits; what upstreams refused: show it, as JSON lines, try it again, drop it'
 complete -c selvedge -n __fish_use_subcommand -a escape -d 'the mode of the box: show it, close all links, open them, set it, past outages'
+complete -c selvedge -n __fish_use_subcommand -a doctor -d 'examine the box, the upstreams and the settings: what was found and what to do'
 complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named'
 complete -c selvedge -n __fish_use_subcommand -a version -d ''
 complete -c selvedge -n '__fish_seen_subcommand_from check' -a '(__fish_complete_directories)'
@@ -48,3 +49,5 @@ complete -c selvedge -l threads -x
 complete -c selvedge -l upstream -x
 complete -c selvedge -l for -x
 complete -c selvedge -l json
+complete -c selvedge -l rate -x
+complete -c selvedge -l size -x
