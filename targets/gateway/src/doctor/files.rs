@@ -32,7 +32,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         match &listener.users_file {
             None if !listener.bind.starts_with("127.") && !listener.bind.starts_with("[::1]") => {
                 let found = format!("{} lets everyone in, and everyone may do everything", listener.bind);
-                findings.push(Finding::warning(subject, found, "give it `users` (`selvedge init --devices` writes a file), or bind it to 127.0.0.1"));
+                findings.push(Finding::warning(subject, found, "give it `users` (docs/install.md has a file of them), or bind it to 127.0.0.1"));
             }
             None => {}
             Some(path) => match Users::load(path) {
