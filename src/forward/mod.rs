@@ -15,6 +15,7 @@ mod marks;
 mod metrics;
 mod pace;
 mod run;
+mod settings;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -22,5 +23,6 @@ mod throttle;
 mod window;
 
 pub use metrics::ForwardMetrics;
-pub use run::{Forwarder, ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT, StandIn};
+pub use run::Forwarder;
+pub use settings::{ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT, StandIn};
 pub use status::{ForwarderSnapshot, ForwarderStatus};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cache::stores::{CachedConfiguration, CachedSecrets};
 use super::cache::{Disk, SealedCache};
-use super::cached::{CachedConfiguration, CachedSecrets};
 use super::mode_store::{MODE_STORE, MODE_STORE_TYPE, ModeStore};
 use super::{Host, NodeConfig, NodeError, encrypted};
 use crate::component::{

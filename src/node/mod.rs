@@ -5,7 +5,6 @@
 
 mod budgets;
 mod cache;
-mod cached;
 mod components;
 mod encrypted;
 mod escape;

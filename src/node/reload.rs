@@ -329,7 +329,7 @@ impl Parts {
             let settings = EscapeSettings {
                 modes: policy.modes,
                 disk_free: policy.disk_free,
-                failback_after: secondary.map_or(EscapeSettings::FAILBACK, |u| u.failback_after),
+                failback_after: secondary.map_or(UpstreamSpec::FAILBACK_AFTER, |u| u.failback_after),
             };
             escape.order(EscapeOrder::Configure(settings)).await.map_err(|e| vec![e])?;
         }

@@ -1,34 +1,31 @@
 //! Compaction: sealed segments that no reader stands in are read twice and written anew with less in them (decision record 0009).
 //! It runs on the writer's thread in small steps, so that appends and syncs go on meanwhile.
 
+mod choose;
+mod output;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use smallvec::SmallVec;
 
-use super::aggregate;
 use super::codec::{self, Broken, Compacted, Gone, Header, RawRecord};
 use super::cursor::End;
 use super::lane::{Epochs, Lane, Segment};
-use super::loss::{Loss, LossReason};
-use super::merge::{Fate, Merge, Plan};
+use super::loss::LossReason;
+use super::merge::{Merge, Plan};
 use super::reader::SegmentKey;
 use super::storage::StoredFile;
 use super::writer::{Writer, segment_bytes};
-use super::{DestinationId, NewRecord, WhenFull, recover};
+use super::{DestinationId, recover};
 use crate::time::Timestamp;
+use choose::select;
+use output::Output;
 
 /// Read in one step, between appends and syncs; what is written for it is less.
 const STEP_BYTES: usize = 128 << 10;
-/// Written bytes that are synced together, so that no sync has much to do.
-const SYNC_BYTES: u64 = 256 << 10;
-/// Most that one pass reads: what a sender may have to wait for in the worst case.
-const PASS_BYTES: u64 = 64 << 20;
-/// Runs of the node that one segment may hold records of.
-const MAX_EPOCHS: usize = 256;
 /// Level of a segment that is not compacted: a damaged one, or one before which records were finished in memory.
 pub(super) const UNTOUCHABLE: u8 = u8::MAX;
 
@@ -76,24 +73,6 @@ struct Input {
     output: Option<usize>,
 }
 
-/// A segment that is being written.
-struct Output {
-    inputs: Range<usize>,
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Arc<dyn StoredFile>,
-    attempt: u32,
-    header: Header,
-    data_start: u64,
-    /// End of what is written.
-    end: u64,
-    unsynced: u64,
-    pending: Vec<u8>,
-    /// New ones, and what is left.
-    gone: BTreeMap<DestinationId, Gone>,
-    losses: BTreeMap<DestinationId, Loss>,
-}
-
 /// One compaction of a run of segments: a survey of all, then the writing.
 pub(super) struct Pass {
     plan: Plan,
@@ -110,77 +89,6 @@ pub(super) struct Pass {
     output: Option<Output>,
     buffer: Vec<u8>,
     saved: u64,
-}
-
-fn clear(lane: &Lane, range: &Range<usize>) -> bool {
-    let (Some(first), Some(last)) = (lane.segments.get(range.start), range.end.checked_sub(1)) else { return false };
-    let (base, end) = (first.base, lane.segment_end(last));
-    lane.places.values().all(|p| !p.cursor.stands_in(base, end))
-}
-
-fn eligible(lane: &Lane, at: usize) -> bool {
-    at + 1 < lane.segments.len() && !lane.segments[at].corrupt && lane.segments[at].level != UNTOUCHABLE && clear(lane, &(at..at + 1))
-}
-
-/// The run that begins here: as long as `wanted` agrees, no reader stands in it, and it is not too much for one pass.
-fn run_from(lane: &Lane, start: usize, mut wanted: impl FnMut(usize) -> bool) -> Range<usize> {
-    let (mut end, mut bytes, mut epochs) = (start, 0, 0);
-    while eligible(lane, end) && wanted(end) && clear(lane, &(start..end + 1)) {
-        bytes += lane.segments[end].disk_bytes;
-        epochs += lane.segments[end].epochs.len();
-        if end > start && (bytes > PASS_BYTES || epochs > MAX_EPOCHS) {
-            break;
-        }
-        end += 1;
-    }
-    start..end
-}
-
-/// What to compact next. None when nothing is to be gained.
-fn select(lane: &mut Lane, limit: u64) -> Option<(Range<usize>, Merge)> {
-    let sealed = lane.segments.len().saturating_sub(1);
-    match lane.config.when_full {
-        WhenFull::KeepLatest => loop {
-            let from = lane.compaction.from;
-            let start = (0..sealed).find(|at| lane.segments[*at].base >= from && eligible(lane, *at));
-            if let Some(start) = start {
-                let run = run_from(lane, start, |_| true);
-                lane.compaction.from = lane.segment_end(run.end - 1);
-                return Some((run, Merge::Latest));
-            }
-            let again = std::mem::take(&mut lane.compaction.gained);
-            lane.compaction.from = 0;
-            if from == 0 || !again {
-                return None;
-            }
-        },
-        WhenFull::Downsample(windows) => {
-            let windows = windows.seconds();
-            let candidates: Vec<usize> =
-                (0..sealed).filter(|at| usize::from(lane.segments[*at].level) < windows.len() && eligible(lane, *at)).collect();
-            let held = |level: usize| {
-                candidates.iter().map(|at| &lane.segments[*at]).filter(|s| usize::from(s.level) == level).map(|s| s.disk_bytes).sum::<u64>()
-            };
-            // Of the level that holds most bytes, the older half goes on to the next.
-            let level = (0..windows.len()).filter(|l| held(*l) > 0).max_by_key(|l| (held(*l), std::cmp::Reverse(*l)))?;
-            let of_level: Vec<usize> = candidates.into_iter().filter(|at| usize::from(lane.segments[*at].level) == level).collect();
-            let most = of_level.len().div_ceil(2);
-            let start = *of_level.first()?;
-            let mut run = run_from(lane, start, |at| at - start < most && usize::from(lane.segments[at].level) == level);
-            // What the pass before this one left small is filled up.
-            if let Some(before) = run.start.checked_sub(1)
-                && eligible(lane, before)
-                && usize::from(lane.segments[before].level) == level + 1
-                && lane.segments[before].disk_bytes < limit / 2
-                && lane.segments[before].epochs.len() < MAX_EPOCHS / 2
-                && clear(lane, &(before..run.end))
-            {
-                run.start = before;
-            }
-            Some((run, Merge::Window { seconds: windows[level], level: level as u8 + 1 }))
-        }
-        _ => None,
-    }
 }
 
 impl Pass {
@@ -365,83 +273,6 @@ impl Pass {
 /// Less by an eighth, or many small ones made one.
 fn worth_it(inputs: usize, before: u64, after: u64) -> bool {
     after <= before - before / 8 || (inputs >= 4 && after <= before)
-}
-
-impl Output {
-    fn of(&mut self, d: DestinationId) -> &mut Gone {
-        self.gone.entry(d).or_insert(Gone { id: d, finished: 0, aggregated: 0, left: 0 })
-    }
-
-    /// Writes one record, or counts it as gone.
-    fn take(
-        &mut self,
-        plan: &mut Plan,
-        number: usize,
-        record: &RawRecord<'_>,
-        needed: &[DestinationId],
-        bytes: &[u8],
-        told: impl Fn(Timestamp) -> String,
-    ) {
-        let all = record.destinations().count();
-        for d in record.destinations().filter(|d| !needed.contains(d)) {
-            self.of(d).finished += 1;
-        }
-        if needed.is_empty() {
-            return;
-        }
-        let fate = plan.fate(number, record, needed, &told);
-        let rewrite = |out: &mut Vec<u8>, payload: &[u8], user: Option<&[(&str, &str)]>| {
-            record.with_attributes(|attributes| {
-                let attributes = crate::message::Attributes { user: user.unwrap_or(attributes.user), ..attributes };
-                let new = NewRecord {
-                    source: record.source,
-                    topic: record.topic,
-                    payload,
-                    attributes,
-                    qos: record.qos,
-                    retain: record.retain,
-                    ttl_seconds: record.ttl_seconds,
-                    destinations: needed,
-                };
-                codec::encode_rewritten(out, record.sequence, record.accepted_at, &new, record.aggregate || user.is_some());
-            });
-        };
-        match fate {
-            Fate::Merged => {
-                for d in needed {
-                    self.of(*d).aggregated += 1;
-                    let one = Loss::one(record.sequence, record.accepted_at);
-                    self.losses.entry(*d).and_modify(|l| l.merge(one)).or_insert(one);
-                }
-                return;
-            }
-            Fate::Stays if needed.len() == all => self.pending.extend_from_slice(bytes),
-            Fate::Stays => rewrite(&mut self.pending, record.payload, None),
-            Fate::StandsFor { payload, count, from } => {
-                let (count, to) = (count.to_string(), told(record.accepted_at));
-                record.with_attributes(|a| {
-                    let own = a.user;
-                    let to = if record.aggregate { own.iter().rev().find(|(k, _)| *k == aggregate::TO).map_or(&*to, |(_, v)| *v) } else { &to };
-                    rewrite(&mut self.pending, &payload, Some(&aggregate::properties(own, &count, &from, to)));
-                });
-            }
-        }
-        for d in needed {
-            self.of(*d).left += 1;
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_at(self.end, &self.pending)?;
-        self.end += self.pending.len() as u64;
-        self.unsynced += self.pending.len() as u64;
-        self.pending.clear();
-        if self.unsynced >= SYNC_BYTES {
-            self.file.sync()?;
-            self.unsynced = 0;
-        }
-        Ok(())
-    }
 }
 
 impl Writer {

@@ -87,14 +87,6 @@ impl Cursor {
         self.low() < end && self.next > base
     }
 
-    /// Whether this record, which stands at or after the position and not in a segment that is finished as a whole, is finished.
-    #[allow(dead_code, reason = "for readers that finish records out of order")]
-    pub fn is_finished(&self, sequence: u64) -> bool {
-        sequence < self.low()
-            || self.ahead.contains(&sequence)
-            || self.window.binary_search_by_key(&sequence, |(s, _)| *s).is_ok_and(|at| self.window[at].1)
-    }
-
     /// So many more records of the segment ended in this way, ahead of the position, without having been handed out.
     pub fn finish_in(&mut self, base: u64, count: u64, how: End) {
         self.count(how, count);

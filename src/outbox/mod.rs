@@ -11,10 +11,10 @@
 //! `accepted = delivered + expired + evicted + aggregated + queued`.
 
 mod aggregate;
+mod books;
 mod codec;
 mod compact;
-#[cfg(test)]
-mod compact_tests;
+mod config;
 mod cursor;
 mod files;
 mod hold;
@@ -42,6 +42,10 @@ use tokio::sync::watch;
 
 use crate::message::Attributes;
 use crate::time::{Clock, QueueClock, Timestamp};
+pub use books::{LaneStatus, LedgerRow, WriteCounts};
+use books::{Stats, row};
+use config::LINGER_BYTES;
+pub use config::{Durability, LaneConfig, MIN_QUOTA_BYTES, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
@@ -54,146 +58,6 @@ use writer::Writer;
 
 /// Most destinations over the life of a store; their numbers are not used again.
 pub const MAX_DESTINATIONS: usize = 16_384;
-
-/// How safe a record is when its sender is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// In this process's memory; written to disk without waiting for it, or only when its destinations have not taken it within
-    /// [`LaneConfig::spill_after`]. A `kill -9` can lose what was accepted in that time (without it, the last milliseconds) and not
-    /// delivered.
-    Memory,
-    /// On disk, at most this long after it was accepted; one sync serves everyone who came meanwhile.
-    Batched(Duration),
-    /// On disk, as soon as the disk can.
-    Fsync,
-}
-
-/// What happens to a record that would pass the lane's quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Its sender is refused.
-    Reject,
-    /// The oldest segment is given up for it.
-    DropOldest,
-    /// It is accepted and dropped.
-    DropNewest,
-    /// Of records of the same topic only the newest are kept; when that is not enough, as `DropOldest` (decision record 0009).
-    KeepLatest,
-    /// Numbers of a topic are reduced in windows, longer ones for what is older; when that is not enough, as `DropOldest`.
-    Downsample(Windows),
-}
-
-impl WhenFull {
-    /// Whether the oldest segment is given up when nothing else helps.
-    pub(crate) fn gives_up_oldest(self) -> bool {
-        matches!(self, Self::DropOldest | Self::KeepLatest | Self::Downsample(_))
-    }
-
-    /// Whether segments are compacted before that.
-    pub(crate) fn compacts(self) -> bool {
-        matches!(self, Self::KeepLatest | Self::Downsample(_))
-    }
-}
-
-/// Windows of downsampling, one to four, each longer than the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Windows {
-    seconds: [u32; 4],
-    count: u8,
-}
-
-impl Windows {
-    /// Windows of these lengths: whole seconds, one second to 366 days, increasing. None when they are not.
-    #[must_use]
-    pub fn new(lengths: &[Duration]) -> Option<Self> {
-        let mut windows = Self { seconds: [0; 4], count: u8::try_from(lengths.len()).ok().filter(|n| (1..=4).contains(n))? };
-        let mut before = 0;
-        for (slot, length) in windows.seconds.iter_mut().zip(lengths) {
-            let seconds = u32::try_from(length.as_secs()).ok().filter(|s| *s > before && *s <= 366 * 86_400 && length.subsec_nanos() == 0)?;
-            *slot = seconds;
-            before = seconds;
-        }
-        Some(windows)
-    }
-
-    /// Seconds of each window.
-    pub(crate) fn seconds(&self) -> &[u32] {
-        &self.seconds[..usize::from(self.count)]
-    }
-}
-
-/// One lane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneConfig {
-    /// Name, `[a-z0-9-]+`, also the name of its folder.
-    pub name: String,
-    /// How safe an answered record is.
-    pub durability: Durability,
-    /// Bytes on disk, all overhead included; at least [`MIN_QUOTA_BYTES`].
-    pub quota_bytes: u64,
-    /// Longest life of a record.
-    pub ttl: Option<Duration>,
-    /// What happens at the quota.
-    pub when_full: WhenFull,
-    /// Bytes that the lane may use even while the disk is [short](Outbox::hold_growth).
-    pub floor_bytes: u64,
-    /// Of a [`Durability::Memory`] lane: how long a record waits in memory for its destinations before it is written; zero writes it
-    /// without waiting. Ignored in other lanes.
-    pub spill_after: Duration,
-}
-
-impl LaneConfig {
-    /// A lane of this name: `batched(20ms)`, 128 MiB, no lifetime, refuses when full, no floor.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            durability: Durability::Batched(Duration::from_millis(20)),
-            quota_bytes: 128 << 20,
-            ttl: None,
-            when_full: WhenFull::Reject,
-            floor_bytes: 0,
-            spill_after: Duration::ZERO,
-        }
-    }
-}
-
-/// Longest time that records wait for others to be written with them.
-const LINGER: Duration = Duration::from_millis(5);
-/// As long as no more bytes than this wait.
-const LINGER_BYTES: usize = 64 << 10;
-
-impl Durability {
-    /// How long records of such a lane may wait to be written. Readers see them meanwhile (ADR 0002).
-    pub(crate) fn linger(self) -> Duration {
-        match self {
-            Self::Memory => Duration::from_millis(2),
-            Self::Batched(longest) => (longest / 4).min(LINGER),
-            Self::Fsync => Duration::ZERO,
-        }
-    }
-}
-
-/// How long records of batched lanes wait for others at most while flash is scarce ([`Outbox::spare_flash`]).
-pub const THRIFT_BATCH: Duration = Duration::from_secs(1);
-
-/// Smallest quota of a lane.
-pub const MIN_QUOTA_BYTES: u64 = 1 << 20;
-
-/// The store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutboxConfig {
-    /// Folder; made if need be. One process at a time.
-    pub dir: PathBuf,
-    /// The node's id, first part of every record id.
-    pub node: String,
-    /// Lanes.
-    pub lanes: Vec<LaneConfig>,
-    /// Size at which a segment is closed, 64 KiB to 64 MiB; an eighth of the quota at most. Larger records are refused.
-    pub segment_bytes: u64,
-    /// How often cursors are written when they have moved. Losing them repeats messages and nothing else.
-    pub cursor_interval: Duration,
-}
 
 /// A lane of this store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -307,97 +171,6 @@ pub struct Appended {
     pub refused: Option<OutboxError>,
 }
 
-/// One line of the books.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LedgerRow {
-    /// Lane.
-    pub lane: String,
-    /// Destination.
-    pub destination: String,
-    /// Records accepted for it.
-    pub accepted: u64,
-    /// Acknowledged by it.
-    pub delivered: u64,
-    /// Outlived.
-    pub expired: u64,
-    /// Given up: by quota, by refusal of the peer, by corruption.
-    pub evicted: u64,
-    /// Merged into others.
-    pub aggregated: u64,
-    /// Waiting.
-    pub queued: u64,
-}
-
-/// A lane as operators see it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LaneStatus {
-    /// Name.
-    pub lane: String,
-    /// Bytes on disk, preallocation included.
-    pub disk_bytes: u64,
-    /// Its quota.
-    pub quota_bytes: u64,
-    /// Segments.
-    pub segments: usize,
-    /// Records accepted, the last sequence.
-    pub last_sequence: u64,
-    /// Payload bytes accepted since start.
-    pub accepted_bytes: u64,
-    /// Bytes of records that wait in memory.
-    pub held_bytes: u64,
-    /// Of a lane with [`LaneConfig::spill_after`]: bytes of records, with overhead, that were written after all, since start.
-    pub spilled_bytes: u64,
-    /// The same of records that all had before they were written.
-    pub spared_bytes: u64,
-    /// Records lost to corruption.
-    pub corrupt_records: u64,
-    /// Why it takes nothing, if so.
-    pub failure: Option<String>,
-}
-
-/// Counts since start.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    bytes_written: AtomicU64,
-    flash_bytes: AtomicU64,
-    syncs: AtomicU64,
-    sync_failures: AtomicU64,
-    compactions: AtomicU64,
-    bytes_saved: AtomicU64,
-    aggregated: AtomicU64,
-}
-
-impl Stats {
-    /// Bytes were written, for which the disk writes so many in whole blocks.
-    pub(crate) fn wrote(&self, bytes: u64, in_blocks: u64) {
-        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
-        self.flash_bytes.fetch_add(in_blocks, Ordering::Relaxed);
-    }
-}
-
-impl Stats {
-    /// A segment was compacted.
-    pub(crate) fn compacted(&self, saved: u64, aggregated: u64) {
-        self.compactions.fetch_add(1, Ordering::Relaxed);
-        self.bytes_saved.fetch_add(saved, Ordering::Relaxed);
-        self.aggregated.fetch_add(aggregated, Ordering::Relaxed);
-    }
-}
-
-/// What the store has written since start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct WriteCounts {
-    /// Bytes of segments, their headers and cursors.
-    pub bytes: u64,
-    /// The same in whole blocks of 4 KiB, as often as each is written, with the names of files: what the medium wears by. The file
-    /// system's own journal is not in it.
-    pub flash_bytes: u64,
-    /// Syncs of segments.
-    pub syncs: u64,
-    /// Syncs that failed.
-    pub failed_syncs: u64,
-}
-
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Progress {
     /// One past what is durable.
@@ -460,22 +233,6 @@ struct Shared {
     /// Flash is scarce.
     thrift: AtomicBool,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-}
-
-/// A line of the books.
-fn row(lane: &Lane, id: DestinationId, name: &str) -> LedgerRow {
-    let empty = Place::default();
-    let place = lane.places.get(&id).unwrap_or(&empty);
-    LedgerRow {
-        lane: lane.config.name.clone(),
-        destination: name.to_owned(),
-        accepted: place.accepted + place.dropped,
-        delivered: place.cursor.delivered,
-        expired: place.cursor.expired,
-        evicted: place.cursor.evicted + place.dropped,
-        aggregated: place.cursor.aggregated,
-        queued: lane.queued(id),
-    }
 }
 
 /// A cheap handle to the store.

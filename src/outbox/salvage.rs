@@ -18,19 +18,22 @@ fn plausible(head: &[u8], largest: usize, sequences: &Range<u64>) -> Option<usiz
     (length > 8 && length <= largest && sequences.contains(&sequence)).then_some(FRAME_BYTES + length)
 }
 
-fn checks_out(file: &dyn StoredFile, offset: u64, end: u64, largest: usize, sequences: &Range<u64>) -> io::Result<bool> {
+/// The sequence of the record here, if one of these sequences stands here and checks out.
+fn checks_out(file: &dyn StoredFile, offset: u64, end: u64, largest: usize, sequences: &Range<u64>) -> io::Result<Option<u64>> {
     let mut head = [0; HEAD];
     if file.read_at(offset, &mut head)? < HEAD {
-        return Ok(false);
+        return Ok(None);
     }
-    let Some(length) = plausible(&head, largest, sequences).filter(|l| offset + *l as u64 <= end) else { return Ok(false) };
+    let Some(length) = plausible(&head, largest, sequences).filter(|l| offset + *l as u64 <= end) else { return Ok(None) };
     let mut frame = vec![0; length];
     let filled = file.read_at(offset, &mut frame)?;
-    Ok(codec::decode_record(&frame[..filled], largest).is_ok())
+    Ok(codec::decode_record(&frame[..filled], largest).ok().map(|(record, _)| record.sequence))
 }
 
-/// The offset of the next record that checks out behind the damaged one at `offset`, up to `end`, with one of these sequences. Where its
-/// length says the next one begins is tried first; else every offset is, which reads the rest of the segment once.
+/// The offset of the next record that checks out behind the damaged one at `offset`, up to `end`, with one of these sequences, the first of
+/// which is the damaged one's. Where its length says that the next one begins is tried first, and believed only if that is the very next
+/// sequence: the damage may be in the length, and lead over records that are well. Else every offset is tried, which reads the rest of the
+/// segment once.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -38,7 +41,8 @@ pub(super) fn next_record(file: &dyn StoredFile, offset: u64, end: u64, largest:
     let mut length = [0; 4];
     if file.read_at(offset, &mut length)? == 4 {
         let next = offset + FRAME_BYTES as u64 + u64::from(u32::from_le_bytes(length));
-        if next > offset + FRAME_BYTES as u64 && next < end && checks_out(file, next, end, largest, sequences)? {
+        let follows = next > offset + FRAME_BYTES as u64 && next < end;
+        if follows && checks_out(file, next, end, largest, sequences)?.is_some_and(|found| found <= sequences.start + 1) {
             return Ok(Some(next));
         }
     }
@@ -51,7 +55,7 @@ pub(super) fn next_record(file: &dyn StoredFile, offset: u64, end: u64, largest:
             break;
         }
         for (at, head) in buffer[..filled].windows(HEAD).enumerate() {
-            if plausible(head, largest, sequences).is_some() && checks_out(file, from + at as u64, end, largest, sequences)? {
+            if plausible(head, largest, sequences).is_some() && checks_out(file, from + at as u64, end, largest, sequences)?.is_some() {
                 return Ok(Some(from + at as u64));
             }
         }

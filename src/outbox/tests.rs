@@ -7,6 +7,7 @@ use super::sim::SimStorage;
 use super::*;
 use crate::time::{ManualClock, Timestamp};
 
+mod compact;
 mod hold;
 
 const PAYLOAD: usize = 200;
@@ -415,7 +416,18 @@ fn damage_is_skipped_counted_and_set_aside() {
 #[test]
 fn behind_a_damaged_record_all_that_checks_out_is_read_and_what_is_lost_is_counted_exactly() {
     type Damage = fn(&mut Vec<u8>);
-    let damages: [(Damage, std::ops::RangeInclusive<u64>); 4] = [
+    let damages: [(Damage, std::ops::RangeInclusive<u64>); 5] = [
+        // A length that leads over the next two records, to one that is well.
+        (
+            |b| {
+                let mut at = codec::decode_header(b).unwrap().1;
+                let length = |b: &[u8], at: usize| codec::decode_record(&b[at..], 1 << 20).unwrap().1;
+                (0..10).for_each(|_| at += length(b, at));
+                let three = (0..3).fold(at, |end, _| end + length(b, end)) - at;
+                b[at..at + 4].copy_from_slice(&((three - codec::FRAME_BYTES) as u32).to_le_bytes());
+            },
+            1..=1,
+        ),
         (|b| b[20_000] ^= 1, 1..=1),
         // Bits anywhere, lengths and checksums among them, at three places.
         (|b| [9_000usize, 30_000, 50_000].into_iter().for_each(|at| (at..at + 8).for_each(|i| b[i] ^= 0x55)), 3..=6),

@@ -270,11 +270,11 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
             "secondary" => Ok(UpstreamRole::Secondary),
             _ => Err("primary or secondary".to_owned()),
         });
-        let slow = fields.duration("slow", Duration::from_millis(1_500), findings);
-        let stall = fields.duration("stall", Duration::from_secs(20), findings);
-        let heal = fields.duration("heal", Duration::from_secs(15), findings);
+        let slow = fields.duration("slow", UpstreamSpec::SLOW, findings);
+        let stall = fields.duration("stall", UpstreamSpec::STALL, findings);
+        let heal = fields.duration("heal", UpstreamSpec::HEAL, findings);
         let lanes: Vec<String> = fields.texts("lanes", findings).into_iter().map(|(t, _)| t).collect();
-        let failback_after = fields.duration("failbackAfter", Duration::from_secs(300), findings);
+        let failback_after = fields.duration("failbackAfter", UpstreamSpec::FAILBACK_AFTER, findings);
         let data_per_month = budget(&mut fields, "data", "/month", findings);
         if role == UpstreamRole::Primary && !lanes.is_empty() {
             findings.add(Severity::Error, fields.line(), &fields.key("lanes"), "is for role: secondary: the lanes that it takes over");

@@ -327,6 +327,17 @@ pub struct UpstreamSpec {
     pub data_per_month: Option<u64>,
 }
 
+impl UpstreamSpec {
+    /// `slow` unless said, and of an upstream that no policy names.
+    pub const SLOW: Duration = Duration::from_millis(1_500);
+    /// The same of `stall`.
+    pub const STALL: Duration = Duration::from_secs(20);
+    /// The same of `heal`.
+    pub const HEAL: Duration = Duration::from_secs(15);
+    /// The same of `failbackAfter`.
+    pub const FAILBACK_AFTER: Duration = Duration::from_secs(300);
+}
+
 /// `kind: EscapePolicy`: what to do when upstreams fail.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EscapePolicySpec {

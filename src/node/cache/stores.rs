@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::cache::SealedCache;
+use super::SealedCache;
 use crate::component::{
     Aged, ConfigurationError, ConfigurationHandle, ConfigurationHandler, ConfigurationItem, ConfigurationItems, ConfigurationStore, Fut, Metadata,
     Secret, SecretError, SecretStore, pick,
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Makes a store anew.
-pub(super) type MakeSecrets = Box<dyn Fn() -> Fut<'static, Result<Arc<dyn SecretStore>, String>> + Send + Sync>;
+pub(in crate::node) type MakeSecrets = Box<dyn Fn() -> Fut<'static, Result<Arc<dyn SecretStore>, String>> + Send + Sync>;
 
 enum Source {
     There(Arc<dyn SecretStore>),
@@ -35,7 +35,7 @@ enum Source {
 }
 
 /// A secret store and its cache.
-pub(super) struct CachedSecrets {
+pub(in crate::node) struct CachedSecrets {
     name: String,
     cache: Arc<SealedCache>,
     clock: Arc<dyn Clock>,
@@ -46,7 +46,7 @@ pub(super) struct CachedSecrets {
 
 impl CachedSecrets {
     /// `made` is the store, or why it could not be made; then there must be something in the cache.
-    pub(super) fn new(
+    pub(in crate::node) fn new(
         name: &str,
         cache: Arc<SealedCache>,
         clock: Arc<dyn Clock>,
@@ -183,14 +183,14 @@ impl SecretStore for CachedSecrets {
 }
 
 /// A configuration store and its cache.
-pub(super) struct CachedConfiguration {
+pub(in crate::node) struct CachedConfiguration {
     name: String,
     cache: Arc<SealedCache>,
     source: Arc<dyn ConfigurationStore>,
 }
 
 impl CachedConfiguration {
-    pub(super) fn new(name: &str, cache: Arc<SealedCache>, source: Arc<dyn ConfigurationStore>) -> Self {
+    pub(in crate::node) fn new(name: &str, cache: Arc<SealedCache>, source: Arc<dyn ConfigurationStore>) -> Self {
         Self { name: name.to_owned(), cache, source }
     }
 

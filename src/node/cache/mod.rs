@@ -1,5 +1,7 @@
 //! What sources said last, for when they are gone: kept in memory, and sealed in a table when the node has a key (decision record 0014).
 
+pub(in crate::node) mod stores;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,13 +49,13 @@ struct Meters {
 }
 
 /// Where a cache is on the disk.
-pub(super) struct Disk {
+pub(in crate::node) struct Disk {
     pub table: Arc<dyn Table>,
     pub seal: Seal,
 }
 
 /// Entries by store and name.
-pub(super) struct SealedCache {
+pub(in crate::node) struct SealedCache {
     name: &'static str,
     max_age: Duration,
     clock: Arc<dyn Clock>,
@@ -77,7 +79,7 @@ fn row(store: &str, name: &str) -> String {
 
 impl SealedCache {
     /// Reads what is on the disk. What is too old is deleted; what does not open stays where it is, for the key may come back.
-    pub(super) async fn open(name: &'static str, max_age: Duration, disk: Option<Disk>, clock: Arc<dyn Clock>, metrics: &Metrics) -> Self {
+    pub(in crate::node) async fn open(name: &'static str, max_age: Duration, disk: Option<Disk>, clock: Arc<dyn Clock>, metrics: &Metrics) -> Self {
         let meters = Meters {
             answers: metrics.shared("selvedge_cache_answers", "Answers from a cache because the source was gone", Family::default),
             age: metrics.shared("selvedge_cache_age_seconds", "Age of the last answer from a cache; 0 while the source answers", Family::default),
@@ -154,7 +156,7 @@ impl SealedCache {
     }
 
     /// The source has said this.
-    pub(super) async fn keep(&self, store: &str, name: &str, value: &[u8]) {
+    pub(in crate::node) async fn keep(&self, store: &str, name: &str, value: &[u8]) {
         let entry = Entry { at: self.clock.now().0, value: STANDARD.encode(value) };
         let key = (store.to_owned(), name.to_owned());
         let fits = value.len() <= MOST_BYTES && !store.contains('\u{1}');
@@ -177,7 +179,7 @@ impl SealedCache {
     }
 
     /// The source says that there is none.
-    pub(super) async fn forget(&self, store: &str, name: &str) {
+    pub(in crate::node) async fn forget(&self, store: &str, name: &str) {
         let gone = self.lock().remove(&(store.to_owned(), name.to_owned()));
         if let (Some(_), Some(disk)) = (gone, &self.disk) {
             self.written(disk.table.delete(&row(store, name)).await);
@@ -185,21 +187,21 @@ impl SealedCache {
     }
 
     /// Names that are kept of a store and young enough, with their values and ages.
-    pub(super) fn all(&self, store: &str) -> Vec<(String, Vec<u8>, Duration)> {
+    pub(in crate::node) fn all(&self, store: &str) -> Vec<(String, Vec<u8>, Duration)> {
         let entries = self.lock();
         let of = entries.iter().filter(|((s, _), e)| s == store && self.age(e) <= self.max_age);
         of.filter_map(|((_, name), e)| Some((name.clone(), STANDARD.decode(&e.value).ok()?, self.age(e)))).collect()
     }
 
     /// One of them.
-    pub(super) fn one(&self, store: &str, name: &str) -> Option<(Vec<u8>, Duration)> {
+    pub(in crate::node) fn one(&self, store: &str, name: &str) -> Option<(Vec<u8>, Duration)> {
         let entries = self.lock();
         let entry = entries.get(&(store.to_owned(), name.to_owned())).filter(|e| self.age(e) <= self.max_age)?;
         Some((STANDARD.decode(&entry.value).ok()?, self.age(entry)))
     }
 
     /// An answer of this age was given from here, since the source failed so.
-    pub(super) fn answered(&self, store: &str, age: Duration, cause: &str) {
+    pub(in crate::node) fn answered(&self, store: &str, age: Duration, cause: &str) {
         let label = self.label(store);
         self.meters.answers.get_or_create(&label).inc();
         self.meters.age.get_or_create(&label).set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
@@ -209,7 +211,7 @@ impl SealedCache {
     }
 
     /// The source answers.
-    pub(super) fn source_is_there(&self, store: &str) {
+    pub(in crate::node) fn source_is_there(&self, store: &str) {
         if self.gone.lock().unwrap_or_else(PoisonError::into_inner).remove(store) {
             self.meters.age.get_or_create(&self.label(store)).set(0);
             tracing::info!(cache = self.name, store, "a store answers again");

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::aggregate::{AGGREGATED, FROM, TO};
-use super::sim::SimStorage;
-use super::tests::Random;
+use super::super::aggregate::{AGGREGATED, FROM, TO};
 use super::*;
 use crate::time::{ManualClock, Timestamp};
 

@@ -1,0 +1,111 @@
+//! The books: what became of the records of each lane and destination, and what the store has written.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::DestinationId;
+use super::lane::{Lane, Place};
+
+/// One line of the books.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LedgerRow {
+    /// Lane.
+    pub lane: String,
+    /// Destination.
+    pub destination: String,
+    /// Records accepted for it.
+    pub accepted: u64,
+    /// Acknowledged by it.
+    pub delivered: u64,
+    /// Outlived.
+    pub expired: u64,
+    /// Given up: by quota, by refusal of the peer, by corruption.
+    pub evicted: u64,
+    /// Merged into others.
+    pub aggregated: u64,
+    /// Waiting.
+    pub queued: u64,
+}
+
+/// A lane as operators see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// Name.
+    pub lane: String,
+    /// Bytes on disk, preallocation included.
+    pub disk_bytes: u64,
+    /// Its quota.
+    pub quota_bytes: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Records accepted, the last sequence.
+    pub last_sequence: u64,
+    /// Payload bytes accepted since start.
+    pub accepted_bytes: u64,
+    /// Bytes of records that wait in memory.
+    pub held_bytes: u64,
+    /// Of a lane with [`spill_after`](super::LaneConfig::spill_after): bytes of records, with overhead, that were written after all, since start.
+    pub spilled_bytes: u64,
+    /// The same of records that all had before they were written.
+    pub spared_bytes: u64,
+    /// Records lost to corruption.
+    pub corrupt_records: u64,
+    /// Why it takes nothing, if so.
+    pub failure: Option<String>,
+}
+
+/// Counts since start.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(super) bytes_written: AtomicU64,
+    pub(super) flash_bytes: AtomicU64,
+    pub(super) syncs: AtomicU64,
+    pub(super) sync_failures: AtomicU64,
+    pub(super) compactions: AtomicU64,
+    pub(super) bytes_saved: AtomicU64,
+    pub(super) aggregated: AtomicU64,
+}
+
+impl Stats {
+    /// Bytes were written, for which the disk writes so many in whole blocks.
+    pub(crate) fn wrote(&self, bytes: u64, in_blocks: u64) {
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        self.flash_bytes.fetch_add(in_blocks, Ordering::Relaxed);
+    }
+
+    /// A segment was compacted.
+    pub(crate) fn compacted(&self, saved: u64, aggregated: u64) {
+        self.compactions.fetch_add(1, Ordering::Relaxed);
+        self.bytes_saved.fetch_add(saved, Ordering::Relaxed);
+        self.aggregated.fetch_add(aggregated, Ordering::Relaxed);
+    }
+}
+
+/// What the store has written since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteCounts {
+    /// Bytes of segments, their headers and cursors.
+    pub bytes: u64,
+    /// The same in whole blocks of 4 KiB, as often as each is written, with the names of files: what the medium wears by. The file
+    /// system's own journal is not in it.
+    pub flash_bytes: u64,
+    /// Syncs of segments.
+    pub syncs: u64,
+    /// Syncs that failed.
+    pub failed_syncs: u64,
+}
+
+/// A line of the books.
+pub(super) fn row(lane: &Lane, id: DestinationId, name: &str) -> LedgerRow {
+    let empty = Place::default();
+    let place = lane.places.get(&id).unwrap_or(&empty);
+    LedgerRow {
+        lane: lane.config.name.clone(),
+        destination: name.to_owned(),
+        accepted: place.accepted + place.dropped,
+        delivered: place.cursor.delivered,
+        expired: place.cursor.expired,
+        evicted: place.cursor.evicted + place.dropped,
+        aggregated: place.cursor.aggregated,
+        queued: lane.queued(id),
+    }
+}
