@@ -36,6 +36,7 @@ mod writer;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(any(test, feature = "test-support"))]
 use std::time::Duration;
 
 use tokio::sync::watch;

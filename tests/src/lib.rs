@@ -10,6 +10,7 @@ pub mod mqtt;
 pub mod mqtt5;
 pub mod names;
 pub mod proxy;
+pub mod yaml;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -8,19 +8,14 @@ use std::time::Duration;
 
 use selvedge_tests::ledger::{Publisher, Sink};
 use selvedge_tests::mqtt::Client;
-use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, signal};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, signal, yaml};
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn place(cloud: u16, more: &str) -> Place {
+    let upstream = yaml::cloud(cloud);
     Place::new(&format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}apiVersion: selvedge/v1alpha1
 kind: Listener
 metadata: {{name: devices}}
 spec: {{protocol: mqtt, bind: "systemd:mqtt"}}

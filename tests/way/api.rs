@@ -6,19 +6,14 @@ use std::time::Duration;
 use selvedge_tests::http::{App, request, try_request};
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Place, eventually, free_port};
+use selvedge_tests::{Mosquitto, Place, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn yaml(cloud: u16, devices: u16, folder: &str) -> String {
+    let upstream = yaml::cloud(cloud);
     format!(
-        r#"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: dapr.io/v1alpha1
+        r#"{upstream}apiVersion: dapr.io/v1alpha1
 kind: Component
 metadata: {{name: store}}
 spec: {{type: state.sqlite, version: v1, metadata: [{{name: connectionString, value: "{folder}"}}]}}

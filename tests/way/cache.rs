@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use selvedge_tests::http::{Message, request};
-use selvedge_tests::{Place, eventually, free_port};
+use selvedge_tests::{Place, eventually, free_port, yaml};
 use serde_json::{Value, json};
 
 fn yaml(folder: &std::path::Path, devices: u16) -> String {
     let folder = folder.display();
+    let listener = yaml::devices(devices);
     format!(
         r#"
 apiVersion: dapr.io/v1alpha1
@@ -29,12 +30,7 @@ spec:
   metadata: [{{name: connectionString, value: "{folder}/s.db"}}, {{name: primaryEncryptionKey, secretKeyRef: {{name: state-key, key: state-key}}}}]
 auth: {{secretStore: vault}}
 ---
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: EscapePolicy
 metadata: {{name: escape}}
 spec:

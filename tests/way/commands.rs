@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use selvedge_tests::mqtt::Client;
-use selvedge_tests::{Mosquitto, Place, eventually, free_port};
+use selvedge_tests::{Mosquitto, Place, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn place(cloud: u16, devices: u16, route: &str) -> Place {
+    let listener = yaml::devices(devices);
     Place::new(&format!(
         r#"
 apiVersion: dapr.io/v1alpha1
@@ -16,12 +17,7 @@ kind: Component
 metadata: {{name: cloud}}
 spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}, {{name: consumerID, value: box}}]}}
 ---
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: way}}
 spec:

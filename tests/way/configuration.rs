@@ -7,21 +7,16 @@ use selvedge_proto::runtime::dapr_client::DaprClient;
 use selvedge_proto::runtime::{GetConfigurationRequest, SubscribeConfigurationRequest, UnsubscribeConfigurationRequest};
 use selvedge_tests::http::{App, Message, request};
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Place, eventually, free_port};
+use selvedge_tests::{Mosquitto, Place, eventually, free_port, yaml};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn place(cloud: u16, keys: &std::path::Path) -> Place {
     let keys = keys.display();
+    let upstream = yaml::cloud(cloud);
     Place::new(&format!(
-        r#"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: dapr.io/v1alpha1
+        r#"{upstream}apiVersion: dapr.io/v1alpha1
 kind: Component
 metadata: {{name: settings}}
 spec: {{type: configuration.file, version: v1, metadata: [{{name: path, value: "{keys}"}}, {{name: pollInterval, value: 50ms}}]}}

@@ -6,20 +6,16 @@ use std::time::Duration;
 use selvedge_tests::http::request;
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn place(cloud: u16, devices: u16) -> Place {
+    let upstream = yaml::cloud(cloud);
+    let listener = yaml::devices(devices);
     Place::new(&format!(
-        r#"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: dapr.io/v1alpha1
+        r#"{upstream}apiVersion: dapr.io/v1alpha1
 kind: Component
 metadata: {{name: slow-clock}}
 spec:
@@ -27,12 +23,7 @@ spec:
   version: v1
   metadata: [{{name: schedule, value: "@every 100ms"}}, {{name: publishTo, value: local}}, {{name: publishTopic, value: beat}}, {{name: publishWhen, value: island}}]
 ---
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
@@ -169,19 +160,10 @@ fn what_is_lost_leaves_tombstones_that_add_up_with_what_arrives_even_over_a_kill
     let broker = Mosquitto::start();
     let proxy = Proxy::to(broker.port);
     let devices = free_port();
+    let upstream = yaml::cloud(proxy.port);
+    let listener = yaml::devices(devices);
     let place = Place::new(&format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
----
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
@@ -189,8 +171,7 @@ spec:
   lanes:
     - {{name: short, match: ["short/#"], ttl: 1s}}
     - {{name: small, match: ["small/#"], quota: 1MiB, onFull: drop-oldest}}
-"##,
-        proxy.port
+"##
     ));
     let node = place.start();
     eventually(LONG, "the link is up", || node.link("cloud") == "up");
@@ -251,19 +232,10 @@ fn full_lanes_that_merge_keep_the_newest_of_each_state_and_every_reading_in_an_a
     let broker = Mosquitto::start();
     let proxy = Proxy::to(broker.port);
     let devices = free_port();
+    let upstream = yaml::cloud(proxy.port);
+    let listener = yaml::devices(devices);
     let place = Place::new(&format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
----
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
@@ -271,8 +243,7 @@ spec:
   lanes:
     - {{name: plant, match: ["plant/#"], quota: 1MiB, onFull: "downsample(1s,10s)"}}
     - {{name: state, match: ["state/#"], quota: 1MiB, onFull: keep-latest-per-key}}
-"##,
-        proxy.port
+"##
     ));
     let node = place.start();
     eventually(LONG, "the link is up", || node.link("cloud") == "up");

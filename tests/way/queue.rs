@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use selvedge_tests::mqtt::Client;
-use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -34,25 +34,15 @@ fn what_a_broker_refuses_is_set_aside_and_goes_through_once_it_may() {
     }
     let broker = Mosquitto::with(&format!("acl_file {}\n", acl.display()));
     let devices = free_port();
+    let upstream = yaml::cloud(broker.port);
+    let listener = yaml::devices(devices);
     let place = Place::new(&format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
----
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
   routes: [{{from: local, topics: ["#"], to: [cloud]}}]
-"##,
-        broker.port
+"##
     ));
     let node = place.start();
     let mut device = Client::connect(devices, "d", true).unwrap();

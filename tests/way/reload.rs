@@ -7,19 +7,14 @@ use std::time::Duration;
 
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::mqtt5::{Connect, Properties, Wire};
-use selvedge_tests::{Mosquitto, Place, binary, eventually, free_port, password_hash};
+use selvedge_tests::{Mosquitto, Place, binary, eventually, free_port, password_hash, yaml};
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn yaml(cloud: u16, devices: u16, users: &Path, routes: &str, lanes: &str, more: &str) -> String {
+    let upstream = yaml::cloud(cloud);
     format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}apiVersion: selvedge/v1alpha1
 kind: Listener
 metadata: {{name: devices}}
 spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}", users: {{file: "{}"}}}}

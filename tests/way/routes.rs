@@ -6,19 +6,15 @@ use std::time::Duration;
 use selvedge_tests::http::request;
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(30);
 
 fn place(cloud: u16, devices: u16) -> Place {
+    let upstream = yaml::cloud(cloud);
+    let listener = yaml::devices(devices);
     Place::new(&format!(
-        r##"
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: cloud}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]}}
----
-apiVersion: dapr.io/v1alpha1
+        r##"{upstream}apiVersion: dapr.io/v1alpha1
 kind: Component
 metadata: {{name: quick}}
 spec:
@@ -34,12 +30,7 @@ spec:
   version: v1
   metadata: [{{name: schedule, value: "@every 300ms"}}, {{name: publishTo, value: local}}, {{name: publishTopic, value: beat/calm}}, {{name: publishWhen, value: island}}]
 ---
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
@@ -189,14 +180,10 @@ fn two_upstreams_share_a_route_and_one_that_is_away_gets_its_share_when_it_is_ba
              spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: \"mqtt://127.0.0.1:{port}\"}}]}}\n---\n"
         )
     };
+    let listener = yaml::devices(devices);
     let place = Place::new(&format!(
         r#"{}{}
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:

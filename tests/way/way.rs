@@ -3,11 +3,12 @@ use std::time::Duration;
 use selvedge_tests::ledger::{Publisher, Sink};
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Place, eventually, free_port};
+use selvedge_tests::{Mosquitto, Place, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn place(cloud: u16, devices: u16, type_name: &str, more: &str) -> Place {
+    let listener = yaml::devices(devices);
     Place::new(&format!(
         r#"
 apiVersion: dapr.io/v1alpha1
@@ -18,12 +19,7 @@ spec:
   version: v1
   metadata: [{{name: url, value: "mqtt://127.0.0.1:{cloud}"}}]
 ---
-apiVersion: selvedge/v1alpha1
-kind: Listener
-metadata: {{name: devices}}
-spec: {{protocol: mqtt, bind: "127.0.0.1:{devices}"}}
----
-apiVersion: selvedge/v1alpha1
+{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
