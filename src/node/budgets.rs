@@ -146,7 +146,7 @@ impl Budgets {
     }
 
     /// Counts on, and does to the store what follows. Gives the budgets whose level is another now.
-    pub(super) fn look(&mut self, upstreams: &[ForwarderStatus]) -> Vec<Change> {
+    pub(super) async fn look(&mut self, upstreams: &[ForwarderStatus]) -> Vec<Change> {
         if self.lines.is_empty() {
             return Vec::new();
         }
@@ -185,7 +185,7 @@ impl Budgets {
         let percent = self.lines.iter().zip(&self.saved_percent).any(|(l, saved)| l.budget.percent() != *saved);
         let at = self.clock.monotonic();
         if percent || !changes.is_empty() || at.since(self.saved_at) >= SAVE {
-            self.save();
+            self.save().await;
         }
         changes
     }
@@ -195,8 +195,8 @@ impl Budgets {
         self.lines.iter().any(|l| l.kind == "data" && l.level >= BudgetLevel::Scarce && l.upstream.as_deref().is_none_or(|name| name == upstream))
     }
 
-    /// Keeps what was used.
-    pub(super) fn save(&mut self) {
+    /// Keeps what was used. The event loop goes on meanwhile, however slow the disk is.
+    pub(super) async fn save(&mut self) {
         if self.lines.is_empty() {
             return;
         }
@@ -212,7 +212,11 @@ impl Budgets {
         }
         self.saved_at = self.clock.monotonic();
         self.saved_percent = self.lines.iter().map(|l| l.budget.percent()).collect();
-        let saved = serde_json::to_vec_pretty(&kept).map_err(std::io::Error::other).and_then(|b| self.storage.replace(&self.path, &b, false));
+        let (storage, to) = (self.storage.clone(), self.path.clone());
+        let replaced = tokio::task::spawn_blocking(move || {
+            serde_json::to_vec_pretty(&kept).map_err(std::io::Error::other).and_then(|bytes| storage.replace(&to, &bytes, false))
+        });
+        let saved = replaced.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         if let Err(error) = saved {
             tracing::warn!(path = %self.path.display(), %error, "what was used of the budgets could not be saved");
         }

@@ -240,7 +240,7 @@ impl Escape {
                 }
             }
         }
-        self.budgets.save();
+        self.budgets.save().await;
         self.save().await;
     }
 
@@ -399,7 +399,7 @@ impl Escape {
     /// A budget that runs out is told to every primary upstream, and so is one that has room again.
     async fn look_at_budgets(&mut self) {
         let statuses: Vec<ForwarderStatus> = self.at.upstreams.iter().map(|u| u.status.clone()).collect();
-        let changes = self.budgets.look(&statuses);
+        let changes = self.budgets.look(&statuses).await;
         let Some(topic) = self.at.notices.as_ref().map(|topic| format!("{topic}/alarm")) else { return };
         let to: Vec<DestinationId> = self.at.upstreams.iter().filter(|u| !u.secondary && u.status.takes_notices()).map(|u| u.destination).collect();
         if to.is_empty() {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use prometheus_client::metrics::counter::Counter;
 use smallvec::SmallVec;
 use tokio::sync::{oneshot, watch};
@@ -17,6 +18,7 @@ use crate::hub::{AcceptError, Accepted, Consumer, Hub, LaneRun, Receipt};
 use crate::message::Inbound;
 use crate::outbox::{DestinationId, LaneId, OutboxError, Record};
 use crate::resource::RouteSpec;
+use crate::supervise::Supervisor;
 
 /// Records and bytes that are carried at a time.
 const MOST: usize = 256;
@@ -51,7 +53,7 @@ impl LocalRoutes {
     }
 
     /// Runs until `stop` resolves.
-    pub(super) async fn run(mut self, mut stop: Fut<'static, ()>) {
+    pub(super) async fn run(mut self, supervisor: Supervisor, mut stop: Fut<'static, ()>) {
         let mut tasks = JoinSet::new();
         let mut running: BTreeMap<DestinationId, Option<oneshot::Sender<()>>> = BTreeMap::new();
         loop {
@@ -69,13 +71,15 @@ impl LocalRoutes {
                     continue;
                 }
                 let (end, ended) = oneshot::channel();
-                let route = LocalRoute::new(inside, self.hub.clone(), &self.counts);
+                let ended = ended.map(|_| ()).shared();
+                let (supervisor, hub, counts) = (supervisor.clone(), self.hub.clone(), self.counts.clone());
                 tasks.spawn(async move {
-                    route
-                        .run(Box::pin(async move {
-                            let _ = ended.await;
-                        }))
-                        .await;
+                    let part = format!("route/{}/{}", inside.route.from, inside.to.join(","));
+                    let start = || {
+                        let route = LocalRoute::new(inside.clone(), hub.clone(), &counts);
+                        route.run(Box::pin(ended.clone())).map(Ok)
+                    };
+                    supervisor.keep(part, ended.clone(), start).await;
                     destination
                 });
                 running.insert(destination, Some(end));
@@ -88,15 +92,9 @@ impl LocalRoutes {
                     break;
                 },
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
-                    match ended {
-                        Ok(destination) => running.remove(&destination),
-                        // It panicked, and the panic is in the log: it begins anew with what is not done.
-                        Err(_) => {
-                            tokio::time::sleep(RETRY).await;
-                            let dead = running.iter().find(|(_, end)| end.as_ref().is_some_and(oneshot::Sender::is_closed)).map(|(d, _)| *d);
-                            dead.and_then(|d| running.remove(&d))
-                        }
-                    };
+                    if let Ok(destination) = ended {
+                        running.remove(&destination);
+                    }
                 }
             }
         }

@@ -416,7 +416,7 @@ impl Node {
             routes.spawn(inbound.run(supervisor.clone(), after(2)));
         }
         if let Some(local) = self.routes.local {
-            routes.spawn(local.run(after(2)));
+            routes.spawn(local.run(supervisor.clone(), after(2)));
         }
         for reading in self.readings {
             let (supervisor, stop, stopped) = (supervisor.clone(), after(2), stopped.clone());

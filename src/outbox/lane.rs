@@ -419,6 +419,11 @@ impl Lane {
         self.corrupt_records += lost;
     }
 
+    /// Nothing is written to this segment any more: another one follows it, or it is of an earlier run.
+    pub fn is_sealed(&self, at: usize, epoch: u32) -> bool {
+        at + 1 < self.segments.len() || self.segments.get(at).is_some_and(|s| s.epoch != epoch)
+    }
+
     /// One past the last sequence of a segment that is not the active one.
     pub fn segment_end(&self, at: usize) -> u64 {
         self.segments.get(at + 1).map_or(self.written, |next| next.base)

@@ -237,7 +237,7 @@ impl Reader {
                 }
                 let end = lane.segment_end(at);
                 let segment = &lane.segments[at];
-                let sealed = at + 1 < lane.segments.len();
+                let sealed = lane.is_sealed(at, self.shared.epoch);
                 if sealed && next <= segment.base && lane.unfinished_in(at, self.destination) == 0 {
                     // Finished as a whole before the position came to it, though its records may still stand there.
                     lane.pass_segment(at, self.destination);
@@ -289,7 +289,7 @@ impl Reader {
                 continue;
             };
             if let Some(broken) = broken {
-                if at + 1 < lane.segments.len() {
+                if lane.is_sealed(at, self.shared.epoch) {
                     // What can be read behind it is read; what is lost is counted at the end of the segment, where it is known.
                     let next = lane.places.get(&self.destination).map_or(0, |p| p.cursor.next());
                     let sequences = next..lane.segment_end(at);

@@ -11,7 +11,7 @@ use super::cursor::{Cursor, End};
 use super::files::{self, CursorEntry, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
-use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, writer};
+use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, salvage, writer};
 use crate::time::{Clock, Timestamp};
 
 pub(crate) const MANIFEST: &str = "manifest";
@@ -20,6 +20,8 @@ pub(crate) const CURSORS: [&str; 2] = ["cursors-a", "cursors-b"];
 pub(crate) const UNFINISHED: &str = "new";
 const VERSION: u16 = 1;
 const SCAN_BYTES: usize = 256 << 10;
+/// No record is smaller than that: frame, sequence, time, flags, and lengths.
+const SMALLEST: u64 = codec::FRAME_BYTES as u64 + 22;
 
 /// What opening found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -111,24 +113,44 @@ struct Scan {
     latest: Timestamp,
     /// Something that is no record follows, where a preallocated tail would have zeros.
     torn: bool,
+    /// Records between the others do not check out. They are counted for the destinations of the one behind them.
+    damaged: bool,
 }
 
-/// Walks the records of a file from `start`.
-fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Result<Scan> {
-    let (mut offset, mut next, mut counts, mut records, mut torn) = (start, first, BTreeMap::new(), 0, false);
+/// Whether there is nothing but zeros from `offset` on: a preallocated tail.
+fn is_blank(file: &dyn StoredFile, mut offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+    loop {
+        let filled = file.read_at(offset, buffer)?;
+        if buffer[..filled].iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        if filled < buffer.len() {
+            return Ok(true);
+        }
+        offset += filled as u64;
+    }
+}
+
+/// Walks the records of a file from `start` to `end`. What does not check out is the torn end of the last write, unless records follow
+/// that do.
+fn scan(file: &dyn StoredFile, start: u64, end: u64, first: u64, largest: usize) -> io::Result<Scan> {
+    let (mut offset, mut next, mut counts, mut records, mut torn, mut damaged) = (start, first, BTreeMap::new(), 0, false, false);
     let mut latest = Timestamp::default();
     let mut buffer = vec![0; SCAN_BYTES];
+    // Most records that the damage before the next one can have held.
+    let mut held = 0;
     loop {
         let filled = file.read_at(offset, &mut buffer)?;
         let mut at = 0;
         let stop = loop {
             match codec::decode_record(&buffer[at..filled], largest) {
                 Ok((record, length)) if record.sequence >= next => {
+                    let lost = (record.sequence - next).min(std::mem::take(&mut held));
                     next = record.sequence + 1;
                     records += 1;
                     latest = latest.max(record.accepted_at);
                     for d in record.destinations() {
-                        *counts.entry(d).or_default() += 1;
+                        *counts.entry(d).or_default() += 1 + lost;
                     }
                     at += length;
                 }
@@ -145,9 +167,19 @@ fn scan(file: &dyn StoredFile, start: u64, first: u64, largest: usize) -> io::Re
             }
         };
         offset += at as u64;
-        if stop {
-            return Ok(Scan { end: offset, next, counts, records, latest, torn });
+        if !stop {
+            continue;
         }
+        let rest = end.saturating_sub(offset);
+        if rest > 0 && !is_blank(file, offset, &mut buffer)? {
+            let sequences = next..next + 1 + rest / SMALLEST;
+            if let Some(found) = salvage::next_record(file, offset, end, largest, &sequences)? {
+                held = (found - offset).div_ceil(SMALLEST);
+                (offset, damaged) = (found, true);
+                continue;
+            }
+        }
+        return Ok(Scan { end: offset, next, counts, records, latest, torn: torn && !damaged, damaged });
     }
 }
 
@@ -338,8 +370,8 @@ fn recover_lane(
 
     let mut accepted: BTreeMap<DestinationId, u64> = BTreeMap::new();
     if let Some(last) = lane.segments.back_mut() {
-        let Scan { end, next, counts, records, latest: accepted_last, torn } =
-            scan(last.file.as_ref(), last.data_start, last.base, largest).map_err(|e| directory("cannot read", &last.path, &e))?;
+        let Scan { end, next, counts, records, latest: accepted_last, torn, damaged } =
+            scan(last.file.as_ref(), last.data_start, last.data_end, last.base, largest).map_err(|e| directory("cannot read", &last.path, &e))?;
         *latest = (*latest).max(accepted_last).max(last.created);
         report.scanned_records += records;
         report.torn_tails += usize::from(torn);
@@ -347,16 +379,20 @@ fn recover_lane(
             last.disk_bytes = end;
         }
         last.data_end = end;
+        last.corrupt = damaged;
         accepted.clone_from(&last.accepted_before);
-        for (d, n) in counts {
-            *accepted.entry(d).or_default() += n;
+        for (d, n) in &counts {
+            *accepted.entry(*d).or_default() += n;
         }
         let mut next = next;
         if let Some(c) = &last.compacted {
             // What stood behind it was lost; otherwise it would not be the last.
             next = next.max(c.end);
             for gone in &c.gone {
-                *accepted.entry(gone.id).or_default() += gone.count();
+                // It knows how many were left in it; here sequences say nothing.
+                let found = counts.get(&gone.id).copied().unwrap_or(0);
+                let here = accepted.entry(gone.id).or_default();
+                *here = *here - found + gone.count() + gone.left;
             }
         }
         lane.next_sequence = next;

@@ -8,6 +8,7 @@ use super::*;
 use crate::time::{ManualClock, Timestamp};
 
 mod compact;
+mod damage;
 mod hold;
 
 const PAYLOAD: usize = 200;

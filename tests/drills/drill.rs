@@ -450,12 +450,12 @@ pub fn run(drill: &Drill, kind: Kind, soak: bool, seed: u64) -> Outcome {
         }
     }
     verdict.missing = missing;
-    // What stood in a damaged file may be lost, and what is had again from it may come late.
+    // Where the first copy of a message was lost before its sender had an answer, the sender's repeat comes behind what was sent with it.
     let late = verdict.disordered.len();
     verdict.disordered.retain(|(topic, n)| !excused.of(topic).contains(*n));
     let late = late - verdict.disordered.len();
     if late > 0 {
-        scene.notes.push(format!("{late} messages of damaged files came after later ones"));
+        scene.notes.push(format!("{late} messages came with their senders' repeats, after later ones"));
     }
     if shed > 0 {
         let told = scene.given_up();
