@@ -9,12 +9,14 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::dedupe::{Dedupe, Deduped};
 use super::routes::RouteMetrics;
-use crate::component::{Contained, Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, SubscriptionHandle, is_truthy};
+use crate::component::{Contained, Delivery, Fut, HandlerError, MessageHandler, PubSub, SubscribeRequest, SubscriptionHandle, Tables, is_truthy};
 use crate::hub::{Hub, Payload, When};
 use crate::message::{Attributes, Inbound};
 use crate::resource::RouteSpec;
 use crate::supervise::Supervisor;
+use crate::telemetry::Metrics;
 
 /// Wait between attempts to subscribe.
 const RETRY: Duration = Duration::from_secs(5);
@@ -28,12 +30,26 @@ pub(super) struct InboundRoutes {
     sources: BTreeMap<String, Arc<dyn PubSub>>,
     hub: Hub,
     counts: RouteMetrics,
+    ids: Ids,
+}
+
+/// Where ids of messages are remembered, and repeats counted.
+#[derive(Clone)]
+pub(super) struct Ids {
+    pub tables: Arc<dyn Tables>,
+    pub metrics: Metrics,
 }
 
 impl InboundRoutes {
     /// `sources` are the pub/subs that messages may come from, by name.
-    pub(super) fn new(wanted: watch::Receiver<Vec<Inward>>, sources: BTreeMap<String, Arc<dyn PubSub>>, hub: Hub, counts: RouteMetrics) -> Self {
-        Self { wanted, sources, hub, counts }
+    pub(super) fn new(
+        wanted: watch::Receiver<Vec<Inward>>,
+        sources: BTreeMap<String, Arc<dyn PubSub>>,
+        hub: Hub,
+        counts: RouteMetrics,
+        ids: Ids,
+    ) -> Self {
+        Self { wanted, sources, hub, counts, ids }
     }
 
     /// Runs until `stop` resolves.
@@ -59,7 +75,7 @@ impl InboundRoutes {
                     }
                 };
                 let carrier = Arc::new(Carrier { route: route.clone(), to: to.clone(), when, hub: self.hub.clone() });
-                let one = InboundRoute { carrier, from: from.clone(), supervisor: supervisor.clone() };
+                let one = InboundRoute { carrier, from: from.clone(), supervisor: supervisor.clone(), ids: self.ids.clone() };
                 let supervisor = supervisor.clone();
                 let ended = ended.map(|_| ()).shared();
                 tasks.spawn(async move {
@@ -87,6 +103,7 @@ struct InboundRoute {
     carrier: Arc<Carrier>,
     from: Arc<dyn PubSub>,
     supervisor: Supervisor,
+    ids: Ids,
 }
 
 struct Carrier {
@@ -123,9 +140,8 @@ impl InboundRoute {
 
     /// Subscribes to one topic, however long that takes. All topics of a route are asked for at once: none waits for another one that the
     /// broker does not grant.
-    async fn subscribe(&self, topic: &str) -> Box<dyn SubscriptionHandle> {
-        let carrier: Arc<dyn MessageHandler> = self.carrier.clone();
-        let handler = Arc::new(Contained::new(carrier, self.part(), &self.supervisor));
+    async fn subscribe(&self, topic: &str, handler: Arc<dyn MessageHandler>) -> Box<dyn SubscriptionHandle> {
+        let handler = Arc::new(Contained::new(handler, self.part(), &self.supervisor));
         loop {
             let request = SubscribeRequest { topic: topic.to_owned(), ..SubscribeRequest::default() };
             match self.from.subscribe(request, handler.clone()).await {
@@ -141,13 +157,20 @@ impl InboundRoute {
     /// Subscribes, and stays subscribed until `stop` resolves.
     ///
     /// # Errors
-    /// When a subscription has ended by itself.
+    /// When a subscription has ended by itself, or the ids of before cannot be read.
     async fn run(&self, stop: Fut<'static, ()>) -> Result<(), String> {
+        let mut handler: Arc<dyn MessageHandler> = self.carrier.clone();
+        if let Some(spec) = self.carrier.route.dedupe {
+            let (route, to, hub) = (&self.carrier.route, &self.carrier.to, self.carrier.hub.clone());
+            let dedupe = Dedupe::open(spec, route, to, &*self.ids.tables, &self.ids.metrics, hub.outbox().now()).await?;
+            handler = Arc::new(Deduped { handler, dedupe: Arc::new(dedupe), hub });
+        }
         let (handles, mut subscribed) = (Mutex::new(Vec::new()), FuturesUnordered::new());
         let opened = &handles;
         for topic in &self.carrier.route.topics {
+            let handler = handler.clone();
             subscribed.push(async move {
-                let handle = Arc::<dyn SubscriptionHandle>::from(self.subscribe(topic).await);
+                let handle = Arc::<dyn SubscriptionHandle>::from(self.subscribe(topic, handler).await);
                 opened.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
                 handle.ended().await;
                 topic

@@ -6,6 +6,7 @@
 mod budgets;
 mod cache;
 mod components;
+mod dedupe;
 mod encrypted;
 mod escape;
 mod inbound;
@@ -297,7 +298,10 @@ impl Node {
             let local = (host.make_local)("local", &config.app_id, hub.clone(), &host.metrics);
             components.add_local(local);
         }
-        let mut routes = hub.as_ref().map(|hub| routes::set_up(&config, &host, hub, &components)).transpose()?.unwrap_or_default();
+        let mut routes = match hub.as_ref().zip(tables.as_ref()) {
+            Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
+            None => routes::Routes::default(),
+        };
         let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, set_aside));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());

@@ -9,10 +9,10 @@ use prometheus_client::metrics::family::Family;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use super::inbound::{InboundRoutes, Inward};
+use super::inbound::{Ids, InboundRoutes, Inward};
 use super::local_routes::{Inside, LocalRoutes};
 use super::{Components, Host, MAX_PRIMARIES, NodeConfig, NodeError, is_space, upstream_destination};
-use crate::component::Uplink;
+use crate::component::{Tables, Uplink};
 use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, StandIn};
 use crate::hub::{Hub, HubRoute, NOTICES, QUARANTINE, RouteRule, Shard, When};
 use crate::outbox::{DestinationId, LaneId};
@@ -186,7 +186,7 @@ fn stand_ins(config: &NodeConfig, hub: &Hub, forwarders: &mut [Draft]) -> Result
 }
 
 /// Forwarders for the pub/subs that stand behind the outbox, and everything that routes ask for.
-pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, components: &Components) -> Result<Routes, NodeError> {
+pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, tables: &Arc<dyn Tables>, components: &Components) -> Result<Routes, NodeError> {
     let spaces: BTreeSet<String> = components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect();
     let mut drafts = drafts(config, hub, components, &spaces)?;
     stand_ins(config, hub, &mut drafts)?;
@@ -202,9 +202,10 @@ pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, components: &C
     }
     table.forget_others();
     let sources = components.pubsub.iter().map(|(name, p)| (name.clone(), p.item.clone())).collect();
+    let ids = Ids { tables: tables.clone(), metrics: host.metrics.clone() };
     Ok(Routes {
         forwarders: drafts.into_iter().map(|(f, uplink)| Forwarder::new(f, hub.clone(), uplink, host.clock.clone(), &metrics)).collect(),
-        inbound: Some(InboundRoutes::new(inbound_wanted, sources, hub.clone(), counts.clone())),
+        inbound: Some(InboundRoutes::new(inbound_wanted, sources, hub.clone(), counts.clone(), ids)),
         local: Some(LocalRoutes::new(local_wanted, hub.clone(), counts)),
         table: Some(table),
     })

@@ -18,7 +18,7 @@ pub use key_source::{KeySource, read_keys};
 pub use load::{LoadError, load, load_configuration};
 pub use own::DEFAULT_QUOTA_BYTES;
 pub use spec::{
-    BulkSubscribe, ComponentSpec, ConfigurationSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits,
+    BulkSubscribe, ComponentSpec, ConfigurationSpec, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits,
     ListenerProtocol, ListenerSpec, ListenerTls, Origin, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec,
     UpstreamRole, UpstreamSpec,
 };

@@ -7,8 +7,8 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::key_source::keys;
 use super::spec::{
-    DEFAULT_NOTICES, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls,
-    Origin, RouteSpec, UpstreamRole, UpstreamSpec,
+    DEFAULT_NOTICES, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec,
+    ListenerTls, Origin, RouteSpec, UpstreamRole, UpstreamSpec,
 };
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
@@ -21,6 +21,9 @@ use crate::units;
 /// Quota of the lane `default` when nobody says otherwise; a tenth of the free disk if that is less.
 pub const DEFAULT_QUOTA_BYTES: u64 = 128 << 20;
 const DEFAULT_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// How long, and how many, ids are remembered unless said.
+const DEFAULT_DEDUPE_WINDOW: Duration = Duration::from_secs(600);
+const DEFAULT_DEDUPE_IDS: u64 = 10_000;
 /// How old answers from a cache may be unless said.
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(14 * 86_400);
 const DEFAULT_BATCH: Duration = Duration::from_millis(20);
@@ -235,10 +238,17 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
             })
         });
         let shard = shard.ok().filter(|_| shards);
+        let dedupe = fields.map("dedupe", findings).map(|mut fields| {
+            let window = fields.duration("window", DEFAULT_DEDUPE_WINDOW, findings);
+            let ids = fields.number("ids", DEFAULT_DEDUPE_IDS, 1..=100_000, findings) as usize;
+            let () = fields.parsed("by", (), findings, |t| if t == "id" { Ok(()) } else { Err("id".to_owned()) });
+            fields.finish(findings);
+            DedupeSpec { window, ids }
+        });
         let origin = Origin { file: findings.file.clone(), line: fields.line(), key: fields.path().to_owned() };
         fields.finish(findings);
         if let Some((from, _)) = from {
-            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, shard });
+            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, shard, dedupe });
         }
     }
     let mut lanes = Vec::new();

@@ -85,6 +85,10 @@ pub(super) fn check(resources: &mut Resources) {
     for route in all.iter().filter(|r| r.shard.is_some() && r.to.iter().filter(|t| !is_local(t)).count() < 2) {
         found.push(problem(route, "says deliver: shard; accepted is that with at least two upstreams in to".to_owned()));
     }
+    for route in all.iter().filter(|r| r.dedupe.is_some() && is_local(&r.from)) {
+        found
+            .push(problem(route, format!("says dedupe and comes from {:?}; accepted is that on a route that leads in from an upstream", route.from)));
+    }
     for (at, route) in inside.iter().enumerate() {
         if let Some(way) = way_back(&inside, at) {
             let steps: Vec<String> =

@@ -232,6 +232,17 @@ pub struct RouteSpec {
     pub when: String,
     /// Its upstreams share the messages by this; without it each gets all.
     pub shard: Option<ShardKey>,
+    /// Of a route that leads in: what has come once is not carried again.
+    pub dedupe: Option<DedupeSpec>,
+}
+
+/// `dedupe` of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DedupeSpec {
+    /// How long an id is remembered.
+    pub window: Duration,
+    /// Most ids that are.
+    pub ids: usize,
 }
 
 impl RouteSpec {

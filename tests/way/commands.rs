@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use selvedge_tests::http::request;
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::{Mosquitto, Place, eventually, free_port, yaml};
 
@@ -100,6 +101,57 @@ fn commands_published_while_the_box_is_down_or_dying_all_reach_a_device_that_is_
     }
     assert!(repeats < sent / 2, "{repeats} repeats");
     drop(node);
+}
+
+#[test]
+fn a_command_that_comes_again_within_the_window_is_carried_once_over_kill_9() {
+    let broker = Mosquitto::start();
+    let devices = free_port();
+    let place = place(broker.port, devices, ", dedupe: {window: 10m, by: id}");
+    let metrics: u16 = place.flag("metrics-port").parse().unwrap();
+    let node = place.start();
+    let mut device = Client::connect(devices, "valve", false).unwrap();
+    device.subscribe("cmd/#").unwrap();
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    let mut event = |id: &str| {
+        let event = format!(r#"{{"specversion": "1.0", "source": "cloud", "id": "{id}", "type": "open", "data": 1}}"#);
+        cloud.publish("site7/cmd/valve", event.as_bytes()).unwrap();
+    };
+    let next = |device: &mut Client| {
+        let (_, payload) = device.receive(LONG).unwrap().expect("a command comes");
+        let event: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        event["id"].as_str().unwrap().to_owned()
+    };
+    // The route stands once a command has come through.
+    let mut tries = 0;
+    let first = loop {
+        tries += 1;
+        event(&format!("try-{tries}"));
+        if let Some((_, payload)) = device.receive(Duration::from_millis(200)).unwrap() {
+            break String::from_utf8(payload).unwrap();
+        }
+        assert!(tries < 100, "no command comes");
+    };
+    assert!(first.contains("try-"), "{first}");
+    for id in ["1", "1", "2", "1"] {
+        event(id);
+    }
+    let repeats =
+        |n: u32| request(metrics, "GET /metrics", &[], "").body.contains(&format!("selvedge_dedupe_repeats_total{{route=\"cloud/local\"}} {n}\n"));
+    eventually(LONG, "two repeats are counted", || repeats(2));
+    node.kill();
+    let _node = place.start();
+    for id in ["1", "2", "3"] {
+        event(id);
+    }
+    let mut device = Client::connect(devices, "valve", false).unwrap();
+    let mut ids = Vec::new();
+    while ids.last().is_none_or(|id| id != "3") {
+        ids.push(next(&mut device));
+    }
+    // The device has acknowledged none of them on its first connection: all that is stored for it comes now, once.
+    assert_eq!(ids.iter().filter(|id| !id.starts_with("try-")).collect::<Vec<_>>(), ["1", "2", "3"]);
+    eventually(LONG, "the repeats of after the restart are counted", || repeats(2));
 }
 
 /// Records that wait for anyone.
