@@ -26,6 +26,7 @@ mod peek;
 mod reader;
 mod recover;
 mod salvage;
+mod sealed;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sim;
 pub mod storage;
@@ -53,7 +54,8 @@ use lane::{Lane, Place};
 pub use loss::{Loss, LossReason};
 pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
-pub use recover::Recovery;
+pub use recover::{Locked, Recovery};
+pub use sealed::AtRest;
 use storage::Storage;
 use writer::Writer;
 
@@ -280,6 +282,7 @@ impl Outbox {
             lanes: lanes.iter().map(lane).collect(),
             segment_bytes: 4 << 20,
             cursor_interval: Duration::from_secs(1),
+            at_rest: AtRest::default(),
         };
         Self::open(config, Arc::new(sim::SimStorage::default()), clock).expect("the simulated file layer refuses nothing by itself").0
     }
@@ -631,6 +634,7 @@ impl Outbox {
                     spilled_bytes: lane.hold.spilled,
                     spared_bytes: lane.hold.spared,
                     corrupt_records: lane.corrupt_records,
+                    locked_segments: lane.locked_segments(),
                     failure: lane.failure.clone(),
                 }
             })

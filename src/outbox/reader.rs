@@ -7,6 +7,7 @@ use super::codec::{self, Broken, RawRecord};
 use super::cursor::Cursor;
 use super::lane::Epochs;
 use super::loss::{Loss, LossReason};
+use super::sealed::Cover;
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, salvage, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
@@ -22,6 +23,10 @@ pub struct Run {
     pub(super) bodies: Vec<(u32, u32)>,
     pub(super) epochs: Epochs,
     pub(super) lane: Option<LaneId>,
+    /// How the records in the buffer are to be read.
+    pub(super) cover: Cover,
+    /// Those that were for the destination and did not open.
+    pub(super) unopened: Option<Loss>,
 }
 
 impl Run {
@@ -53,6 +58,7 @@ impl Run {
     fn clear(&mut self) {
         self.bodies.clear();
         self.filled = 0;
+        self.cover = Cover::Plain;
     }
 
     /// Takes up to `max_records` of the destination out of the buffer and notes them as handed out; those whose life is over are
@@ -82,6 +88,8 @@ impl Run {
                                 all.merge(one);
                                 all
                             }));
+                        } else if record.sealed || !self.cover.is_plain() {
+                            self.open(cursor, at, length);
                         } else {
                             self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
                         }
@@ -93,6 +101,27 @@ impl Run {
             at += length;
         }
         (at, expired)
+    }
+}
+
+impl Run {
+    /// Opens the record that was handed out. One that does not open ends as a damaged one does.
+    fn open(&mut self, cursor: &mut Cursor, at: usize, length: usize) {
+        let frame = &mut self.buffer[at..at + length];
+        // What opens a record may leave nothing of it.
+        let one = codec::decode_record(frame, length).map(|(record, _)| Loss::one(record.sequence, record.accepted_at));
+        match (self.cover.open(frame), one) {
+            (Ok(plain), _) => self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + plain) as u32)),
+            (Err(_), Ok(one)) => {
+                cursor.finish(one.sequences.0, End::Evicted);
+                match &mut self.unopened {
+                    Some(all) => all.merge(one),
+                    None => self.unopened = Some(one),
+                }
+            }
+            // It was decoded just now.
+            (Err(_), Err(_)) => {}
+        }
     }
 }
 
@@ -243,6 +272,11 @@ impl Reader {
                     lane.pass_segment(at, self.destination);
                     continue;
                 }
+                if segment.cover.is_locked() {
+                    // It waits for its key, and what comes later waits behind it.
+                    return Ok(0);
+                }
+                run.cover = segment.cover.clone();
                 let key = (segment.base, segment.epoch, segment.attempt);
                 let offset = match self.place {
                     Some((place, offset, sequence)) if place == key && sequence <= next => offset,
@@ -313,6 +347,7 @@ impl Reader {
             let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             let next = place.cursor.next();
             lane.note_expired(self.destination, expired);
+            lane.note_unopened(self.destination, key, run.unopened.take());
             drop(lane);
             self.place = Some((key, offset + at as u64, next));
             if !run.bodies.is_empty() {
@@ -357,6 +392,7 @@ impl Reader {
             }
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
             run.epochs = Epochs::from_slice(&[(0, self.shared.epoch)]);
+            run.cover = Cover::Plain;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
             let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
             lane.note_expired(self.destination, expired);

@@ -329,11 +329,12 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         data_per_month = budget(&mut fields, "data", "/month", findings);
         fields.finish(findings);
     }
-    let at_rest = spec.map("atRest", findings).map_or_else(Vec::new, |mut fields| {
-        let keys = keys(&mut fields, findings);
+    let (mut at_rest, mut seal_messages) = (Vec::new(), true);
+    if let Some(mut fields) = spec.map("atRest", findings) {
+        at_rest = keys(&mut fields, findings);
+        seal_messages = fields.flag("messages", seal_messages, findings);
         fields.finish(findings);
-        keys
-    });
+    }
     let mut notices = DEFAULT_NOTICES.to_owned();
     if let Some(mut fields) = spec.map("notices", findings) {
         notices = fields.parsed("topic", notices, findings, |t| {
@@ -353,6 +354,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         secrets_max_age,
         config_max_age,
         at_rest,
+        seal_messages,
         notices,
     }
 }

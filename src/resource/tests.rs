@@ -128,6 +128,7 @@ fn a_component_that_stands_twice_is_named_as_daprd_names_it() {
 fn an_escape_policy_names_the_keys_that_seal_and_how_old_cached_answers_may_be() {
     let policy = |spec: &str| load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: EscapePolicy\nmetadata: {{name: e}}\nspec: {spec}\n"));
     let r = policy("{modes: {secretsMaxAge: 2d}, atRest: {keys: [{credential: box-key}, {file: /etc/old}, {env: \"${SITE}\"}]}}");
+    assert!(r.escape_policies[0].seal_messages && !policy("{atRest: {messages: false}}").escape_policies[0].seal_messages);
     assert_eq!(r.problems, []);
     let (p, day) = (&r.escape_policies[0], std::time::Duration::from_secs(86_400));
     assert_eq!((p.secrets_max_age, p.config_max_age), (2 * day, 14 * day));
