@@ -141,6 +141,8 @@ pub(crate) struct Lane {
     pub compaction: Compaction,
     /// Bytes that sealing adds to a record when it is written.
     pub overhead_bytes: usize,
+    /// Segments were found whose key is not there.
+    pub locks: bool,
 }
 
 impl Lane {
@@ -169,6 +171,7 @@ impl Lane {
             losses: Losses::default(),
             compaction: Compaction::default(),
             overhead_bytes: 0,
+            locks: false,
         }
     }
 
@@ -511,6 +514,16 @@ impl Lane {
             segment.corrupt = true;
             tracing::error!(path = %segment.path.display(), lost = loss.count, first = loss.sequences.0, last = loss.sequences.1, "sealed records do not open");
         }
+    }
+
+    /// Records of a destination that wait for a key that is not there, or behind such.
+    pub fn waiting_for_key(&self, destination: DestinationId) -> u64 {
+        let locked = |at: &usize| self.segments[*at].cover.is_locked() && self.unfinished_in(*at, destination) > 0;
+        let first = if self.locks { (0..self.segments.len()).find(locked) } else { None };
+        first.map_or(0, |at| {
+            let before: u64 = (0..at).map(|at| self.unfinished_in(at, destination)).sum();
+            self.queued(destination).saturating_sub(before)
+        })
     }
 
     /// Segments whose key is not there.

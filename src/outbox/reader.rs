@@ -458,6 +458,13 @@ impl Reader {
         }
     }
 
+    /// Of those in [`queued`](Self::queued), the ones that do not wait for a key.
+    #[must_use]
+    pub fn sendable(&self) -> u64 {
+        let lane = self.lock();
+        lane.queued(self.destination).saturating_sub(lane.waiting_for_key(self.destination))
+    }
+
     /// Records stored for the destination and not finished.
     #[must_use]
     pub fn queued(&self) -> u64 {

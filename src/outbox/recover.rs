@@ -253,7 +253,9 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
     for lane in &mut lanes {
         lane.overhead_bytes = config.at_rest.overhead_bytes();
-        report.locked.extend(sealed::locked(lane));
+        let locked = sealed::locked(lane);
+        lane.locks = !locked.is_empty();
+        report.locked.extend(locked);
     }
     report.segments = lanes.iter().map(|l| l.segments.len()).sum();
     Ok(Recovered { lanes, manifest, page_generation: page.generation, latest, report })

@@ -14,6 +14,7 @@ mod escape;
 mod queue;
 mod reload;
 mod routes;
+mod sealed;
 mod version;
 mod way;
 mod wire;

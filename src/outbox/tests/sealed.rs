@@ -103,12 +103,14 @@ fn without_the_key_messages_wait_for_it_unharmed_and_new_ones_are_taken() {
         assert_eq!(recovery.locked, [Locked { key: id, lane: "default".into(), segments: 1 }]);
         assert_eq!(b.outbox.status()[0].locked_segments, 1);
         let mut reader = b.outbox.reader(b.to, b.lane);
+        assert_eq!((reader.queued(), reader.sendable()), (20, 10));
         let read = b.read(&mut reader);
         assert_eq!(read.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
         reader.acknowledge(&read.iter().map(|(s, _)| *s).collect::<Vec<_>>());
         assert_eq!(b.append(20).taken, 1);
         b.writer.step(false);
         assert!(b.read(&mut reader).is_empty(), "in their order, so behind what is locked");
+        assert_eq!((reader.queued(), reader.sendable()), (11, 0));
         let row = b.row();
         assert_eq!((row.accepted, row.delivered, row.evicted, row.queued), (21, 10, 0, 11));
         b.writer.step(true);
