@@ -128,13 +128,14 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
 fn at_rest(config: &NodeConfig) -> AtRest {
     let Some(policy) = config.resources.escape_policies.first() else { return AtRest::default() };
     let environment = |name: &str| config.environment.get(name).cloned();
-    match read_keys(&policy.at_rest, &environment) {
+    let known = match read_keys(&policy.at_rest, &environment) {
         Ok(keys) => AtRest::with_keys(&keys, policy.seal_messages),
         Err(error) => {
             tracing::error!("{error}; stored messages cannot be opened and new ones cannot be stored until it can be read at a start");
             AtRest::missing(error)
         }
-    }
+    };
+    known.without(&policy.lost_keys)
 }
 
 /// An open store.
@@ -177,7 +178,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     for locked in &recovery.locked {
         tracing::error!(
             key = %locked.key, lane = %locked.lane, segments = locked.segments, keys = ?at_rest.key_ids(),
-            "messages are sealed with a key that is not among spec.atRest.keys: they are kept, and sent once it is there at a start"
+            "messages are sealed with a key that is not among spec.atRest.keys: they are kept, and sent once it is there at a start (if it is lost for good: spec.atRest.lostKeys)"
         );
     }
     version::bring_forward(&*host.storage, dir, version).map_err(|e| fail(e.to_string()))?;

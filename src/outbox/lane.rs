@@ -143,6 +143,8 @@ pub(crate) struct Lane {
     pub overhead_bytes: usize,
     /// Segments were found whose key is not there.
     pub locks: bool,
+    /// Why nothing can be sealed, if records are to be and there is no key.
+    pub no_key: Option<String>,
 }
 
 impl Lane {
@@ -172,6 +174,7 @@ impl Lane {
             compaction: Compaction::default(),
             overhead_bytes: 0,
             locks: false,
+            no_key: None,
         }
     }
 
@@ -238,7 +241,9 @@ impl Lane {
         if size as u64 > largest {
             return Err(OutboxError::TooLarge { bytes: size as u64, limit: largest });
         }
-        if let Some(detail) = &self.failure {
+        // Before room is made for it. A lane that holds records back needs no file as long as they are taken in time.
+        let no_key = self.no_key.as_ref().filter(|_| !self.holds());
+        if let Some(detail) = self.failure.as_ref().or(no_key) {
             return Err(OutboxError::Failed { lane: self.config.name.clone(), detail: detail.clone() });
         }
         if self.waiting_bytes() + size > MAX_PENDING_BYTES {

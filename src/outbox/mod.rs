@@ -635,7 +635,7 @@ impl Outbox {
                     spared_bytes: lane.hold.spared,
                     corrupt_records: lane.corrupt_records,
                     locked_segments: lane.locked_segments(),
-                    failure: lane.failure.clone(),
+                    failure: lane.failure.clone().or_else(|| lane.no_key.clone()),
                 }
             })
             .collect()

@@ -276,6 +276,10 @@ impl Reader {
                     // It waits for its key, and what comes later waits behind it.
                     return Ok(0);
                 }
+                if segment.cover.is_lost() {
+                    lane.pass_segment(at, self.destination);
+                    continue;
+                }
                 run.cover = segment.cover.clone();
                 let key = (segment.base, segment.epoch, segment.attempt);
                 let offset = match self.place {

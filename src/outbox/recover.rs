@@ -253,6 +253,7 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
     for lane in &mut lanes {
         lane.overhead_bytes = config.at_rest.overhead_bytes();
+        lane.no_key = config.at_rest.no_key();
         let locked = sealed::locked(lane);
         lane.locks = !locked.is_empty();
         report.locked.extend(locked);
@@ -366,7 +367,8 @@ fn recover_lane(
             data_end: len,
             disk_bytes: len,
             accepted_before: header.destinations.iter().map(|d| (d.id, d.accepted)).collect(),
-            corrupt: false,
+            // Kept as a damaged file is, in case the key is found after all.
+            corrupt: cover.is_lost(),
             cover,
             epochs: header
                 .compacted
@@ -400,7 +402,7 @@ fn recover_lane(
             last.disk_bytes = end;
         }
         last.data_end = end;
-        last.corrupt = damaged;
+        last.corrupt |= damaged;
         accepted.clone_from(&last.accepted_before);
         for (d, n) in &counts {
             *accepted.entry(*d).or_default() += n;

@@ -25,7 +25,11 @@ const PURPOSE: &str = "outbox";
 
 /// What new segments are sealed with, and what is there to open others with.
 #[derive(Debug, Clone, Default)]
-pub struct AtRest(Option<Arc<Keys>>);
+pub struct AtRest {
+    keys: Option<Arc<Keys>>,
+    /// Fingerprints of keys that will not come back.
+    lost: Vec<[u8; FINGERPRINT]>,
+}
 
 #[derive(Debug)]
 enum Keys {
@@ -44,10 +48,11 @@ impl PartialEq for AtRest {
             (Keys::Missing(a), Keys::Missing(b)) => a == b,
             _ => false,
         };
-        match (&self.0, &other.0) {
+        let keys = match (&self.keys, &other.keys) {
             (Some(a), Some(b)) => same(a, b),
             (a, b) => a.is_none() && b.is_none(),
-        }
+        };
+        keys && self.lost == other.lost
     }
 }
 
@@ -63,20 +68,26 @@ impl AtRest {
     /// new segments are plain.
     #[must_use]
     pub fn with_keys(masters: &[MasterKey], seals: bool) -> Self {
-        Self(FileKeys::derive(masters, PURPOSE).map(|keys| Arc::new(Keys::Known { keys, seals })))
+        Self { keys: FileKeys::derive(masters, PURPOSE).map(|keys| Arc::new(Keys::Known { keys, seals })), lost: Vec::new() }
     }
 
     /// Messages are to be sealed, but there is no key to do it with. What is stored is kept, and nothing new is taken: it is not written
     /// in the clear.
     #[must_use]
     pub fn missing(reason: impl Into<String>) -> Self {
-        Self(Some(Arc::new(Keys::Missing(reason.into()))))
+        Self { keys: Some(Arc::new(Keys::Missing(reason.into()))), lost: Vec::new() }
+    }
+
+    /// With the ids of keys that are lost for good: what they have sealed is given up, and counted.
+    #[must_use]
+    pub fn without(self, lost: &[u32]) -> Self {
+        Self { lost: lost.iter().map(|id| id.to_be_bytes()).collect(), ..self }
     }
 
     /// The ids of the keys, the one that seals first.
     #[must_use]
     pub fn key_ids(&self) -> Vec<String> {
-        match self.0.as_deref() {
+        match self.keys.as_deref() {
             Some(Keys::Known { keys, .. }) => keys.fingerprints().map(id_text).collect(),
             _ => Vec::new(),
         }
@@ -84,7 +95,15 @@ impl AtRest {
 
     /// Whether new segments are sealed, or cannot be for want of a key.
     fn seals(&self) -> bool {
-        !matches!(self.0.as_deref(), None | Some(Keys::Known { seals: false, .. }))
+        !matches!(self.keys.as_deref(), None | Some(Keys::Known { seals: false, .. }))
+    }
+
+    /// Why nothing can be sealed although it should be.
+    pub(super) fn no_key(&self) -> Option<String> {
+        match self.keys.as_deref() {
+            Some(Keys::Missing(reason)) => Some(format!("messages are to be sealed (spec.atRest), and {reason}")),
+            _ => None,
+        }
     }
 
     /// Bytes that sealing adds to each record.
@@ -102,9 +121,9 @@ impl AtRest {
     /// # Errors
     /// When there is no key, or the system gives no random numbers.
     pub(super) fn begin(&self, place: &Place<'_>) -> io::Result<Option<(SealedHeader, Sealer)>> {
-        let keys = match self.0.as_deref() {
+        let keys = match self.keys.as_deref() {
             None | Some(Keys::Known { seals: false, .. }) => return Ok(None),
-            Some(Keys::Missing(reason)) => return Err(io::Error::other(format!("messages are to be sealed (spec.atRest), and {reason}"))),
+            Some(Keys::Missing(_)) => return Err(io::Error::other(self.no_key().unwrap_or_default())),
             Some(Keys::Known { keys, .. }) => keys,
         };
         let mut salt = [0; KEY_BYTES];
@@ -118,11 +137,15 @@ impl AtRest {
     pub(super) fn cover(&self, header: &codec::Header) -> Cover {
         let Some(sealed) = &header.sealed else { return Cover::Plain };
         let place = Place { lane: &header.lane, epoch: header.epoch, base: header.base };
-        let key = match self.0.as_deref() {
+        let key = match self.keys.as_deref() {
             Some(Keys::Known { keys, .. }) => place.key(keys, sealed.key, &sealed.salt),
             _ => None,
         };
-        key.map_or(Cover::Locked(sealed.key), |key| Cover::Sealed(Arc::new(key)))
+        match key {
+            Some(key) => Cover::Sealed(Arc::new(key)),
+            None if self.lost.contains(&sealed.key) => Cover::Lost,
+            None => Cover::Locked(sealed.key),
+        }
     }
 }
 
@@ -147,6 +170,8 @@ pub(crate) enum Cover {
     Sealed(Arc<LessSafeKey>),
     /// Its key is not there. Nothing in it is damaged; it is kept until the key is.
     Locked([u8; FINGERPRINT]),
+    /// Its key will not come back: what stands in it is lost.
+    Lost,
 }
 
 impl std::fmt::Debug for Cover {
@@ -155,6 +180,7 @@ impl std::fmt::Debug for Cover {
             Self::Plain => "Plain",
             Self::Sealed(_) => "Sealed",
             Self::Locked(_) => "Locked",
+            Self::Lost => "Lost",
         })
     }
 }
@@ -172,6 +198,11 @@ impl Cover {
     /// Whether its records cannot be read for want of a key.
     pub fn is_locked(&self) -> bool {
         matches!(self, Self::Locked(_))
+    }
+
+    /// Whether its records will never be read.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost)
     }
 
     /// Opens the record in this frame, whose checksum has been checked, in place. Gives the length of the frame as it is now: a plain one

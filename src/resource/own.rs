@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::key_source::keys;
+use super::key_source::{keys, lost};
 use super::spec::{
     DEFAULT_NOTICES, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec,
     ListenerTls, Origin, RouteSpec, UpstreamRole, UpstreamSpec,
@@ -329,10 +329,11 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         data_per_month = budget(&mut fields, "data", "/month", findings);
         fields.finish(findings);
     }
-    let (mut at_rest, mut seal_messages) = (Vec::new(), true);
+    let (mut at_rest, mut seal_messages, mut lost_keys) = (Vec::new(), true, Vec::new());
     if let Some(mut fields) = spec.map("atRest", findings) {
         at_rest = keys(&mut fields, findings);
         seal_messages = fields.flag("messages", seal_messages, findings);
+        lost_keys = lost(&mut fields, findings);
         fields.finish(findings);
     }
     let mut notices = DEFAULT_NOTICES.to_owned();
@@ -355,6 +356,7 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         config_max_age,
         at_rest,
         seal_messages,
+        lost_keys,
         notices,
     }
 }

@@ -372,6 +372,8 @@ pub struct EscapePolicySpec {
     pub at_rest: Vec<KeySource>,
     /// `spec.atRest.messages`: whether they seal stored messages, too.
     pub seal_messages: bool,
+    /// `spec.atRest.lostKeys`: ids of keys that will not come back.
+    pub lost_keys: Vec<u32>,
     /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.
     pub notices: String,
 }

@@ -134,6 +134,9 @@ fn an_escape_policy_names_the_keys_that_seal_and_how_old_cached_answers_may_be()
     assert_eq!((p.secrets_max_age, p.config_max_age), (2 * day, 14 * day));
     let keys = [KeySource::Credential("box-key".into()), KeySource::File("/etc/old".into()), KeySource::Environment("site7".into())];
     assert_eq!(r.escape_policies[0].at_rest, keys);
+    assert_eq!(policy("{atRest: {lostKeys: [0a1B2c3d, 12345678]}}").escape_policies[0].lost_keys, [0x0a1b_2c3d, 0x1234_5678]);
+    let problems = policy("{atRest: {lostKeys: [box-key]}}").problems;
+    assert!(problems[0].to_string().contains("a.yaml:4: spec.atRest.lostKeys found \"box-key\"; accepted is the id of a key"), "{problems:?}");
     for (keys, problem) in [
         ("[{}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),
         ("[{file: a, env: B}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),
