@@ -14,7 +14,7 @@ use tokio::net::UnixListener;
 
 use crate::flags::Flags;
 use crate::reload::Reloader;
-use crate::run::data_dir;
+use crate::run::data_dir_of_node;
 use crate::{escape, queue};
 
 /// Longest question.
@@ -97,7 +97,7 @@ pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
 
 /// Asks the node of the flags' data folder. Says on standard error what went wrong, and gives the exit code.
 pub fn ask_flags(flags: &Flags, question: &str) -> Result<Value, ExitCode> {
-    let dir = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
+    let dir = data_dir_of_node(flags);
     match ask(&dir, question) {
         Ok(answer) => match answer["error"].as_str() {
             Some(error) => {

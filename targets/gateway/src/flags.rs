@@ -86,6 +86,14 @@ const FLAGS: &[Flag] = &[
     ("json", Kind::Switch, true),
     ("rate", Kind::Text, true),
     ("size", Kind::Text, true),
+    ("user", Kind::Text, true),
+    ("password-file", Kind::Text, true),
+    ("ca-file", Kind::Text, true),
+    ("prefix", Kind::Text, true),
+    ("devices", Kind::List, true),
+    ("listen", Kind::List, true),
+    ("force", Kind::Switch, true),
+    ("help", Kind::Switch, true),
 ];
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.
@@ -135,6 +143,7 @@ impl Flags {
                 continue;
             };
             let (name, inline) = stripped.split_once('=').map_or((stripped, None), |(n, v)| (n, Some(v.to_owned())));
+            let name = if name == "h" { "help" } else { name };
             let Some((name, kind, _)) = FLAGS.iter().find(|(n, _, _)| *n == name) else {
                 return Err(usage(format!("unknown flag: --{name} (see `selvedge help`)")));
             };

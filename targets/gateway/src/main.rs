@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod escape;
 mod flags;
+mod init;
 mod queue;
 mod reload;
 mod run;
@@ -34,6 +35,13 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    if flags.switch("help", false) {
+        match flags.rest.first().map(String::as_str) {
+            Some("init") => print!("{}", init::HELP),
+            _ => help(),
+        }
+        return ExitCode::SUCCESS;
+    }
     if flags.switch("version", false) {
         println!("{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
@@ -46,6 +54,7 @@ fn main() -> ExitCode {
         None => run::run(&flags, run::Flavour::Sidecar),
         Some("run") => run::run(&flags, run::Flavour::Newcomer),
         Some("demo") => demo::demo(&flags),
+        Some("init") => init::init(&flags),
         Some("check") => check::check(&flags),
         Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
         Some("queue") => queue::queue(&flags),
@@ -61,7 +70,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Some(other) => Err(flags::UsageError(format!(
-            "unknown command {other:?}; accepted are run, demo, check, status, queue, escape, doctor, reload, version, help"
+            "unknown command {other:?}; accepted are run, demo, init, check, status, queue, escape, doctor, reload, version, help"
         ))),
     };
     result.unwrap_or_else(|error| {
@@ -78,6 +87,8 @@ fn help() {
          run with working defaults where no --resources-path is given, and a program beside it\n\
          selvedge demo [--upstream mqtt://HOST:PORT]\n                            \
          an outage, a kill and the books, in about a minute\n\
+         selvedge init [FOLDER] [--upstream mqtts://HOST --user NAME --password-file FILE] [--devices NAME,...]\n                            \
+         write a commented folder of YAML, check it, say what comes next; more: selvedge init --help\n\
          selvedge check DIR...       check folders of YAML strictly, start nothing\n\
          selvedge status             what the node of this data directory is doing, as JSON\n\
          selvedge queue [ls|show [NUMBER]|export|retry NUMBER...|purge NUMBER...]\n                            \

@@ -46,6 +46,15 @@ pub fn data_dir(flags: &Flags, app_id: &str) -> PathBuf {
     base.join("selvedge").join(app_id)
 }
 
+/// The data folder of the node that a command is about: as above, and the packages' where a node runs there and none here.
+pub fn data_dir_of_node(flags: &Flags) -> PathBuf {
+    const PACKAGES: &str = "/var/lib/selvedge";
+    let own = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
+    let packages = PathBuf::from(PACKAGES);
+    let elsewhere = flags.text("data-dir").is_none() && !control::path(&own).exists() && control::path(&packages).exists();
+    if elsewhere { packages } else { own }
+}
+
 /// When the node last wrote into its data folder.
 fn last_known_time(data_dir: &Path) -> Timestamp {
     let written = |path: PathBuf| path.metadata().and_then(|m| m.modified()).ok();

@@ -17,7 +17,7 @@ use selvedge::time::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::flags::{Flags, UsageError};
-use crate::run::data_dir;
+use crate::run::data_dir_of_node;
 use crate::{components, control, serve_api};
 
 /// What is examined.
@@ -36,7 +36,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     let mut folders = flags.list("resources-path");
     folders.extend(flags.list("components-path"));
     folders.extend(flags.rest.iter().skip(1).map(Into::into));
-    let data_dir = data_dir(flags, app_id);
+    let data_dir = data_dir_of_node(flags);
     let (resources, mut findings) = settings(&folders, app_id);
     let patient = Patient { running: control::process(&data_dir), resources, folders, data_dir };
     findings.push(match patient.running {
@@ -74,6 +74,22 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     }
     let sound = findings.iter().all(|f| f.level < FindingLevel::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The ways in and out alone: addresses of listeners, certificates and files, brokers stage by stage.
+pub fn doors(folders: &[std::path::PathBuf], app_id: &str, flags: &Flags) -> Vec<Finding> {
+    let data_dir = data_dir_of_node(flags);
+    let (resources, _) = settings(folders, app_id);
+    let patient = Patient { running: control::process(&data_dir), resources, folders: folders.to_vec(), data_dir };
+    let mut findings = files::examine(&patient);
+    findings.extend(ports::examine(&patient));
+    findings.extend(upstreams(&patient, app_id));
+    findings
+}
+
+/// Room for the node on the file system of a folder, in bytes.
+pub fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    disk::space(dir).map(|(available, _)| available)
 }
 
 /// The resources, read strictly.
