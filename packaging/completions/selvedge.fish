@@ -8,7 +8,7 @@ complete -c selvedge -n __fish_use_subcommand -a status -d 'what the node of thi
 complete -c selvedge -n __fish_use_subcommand -a queue -d 'what waits; what upstreams refused: show it, as JSON lines, try it again, drop it'
 complete -c selvedge -n __fish_use_subcommand -a escape -d 'the mode of the box: show it, close all links, open them, set it, past outages'
 complete -c selvedge -n __fish_use_subcommand -a doctor -d 'examine the box, the upstreams and the settings: what was found and what to do'
-complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named'
+complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named; another level for the log'
 complete -c selvedge -n __fish_use_subcommand -a version -d ''
 complete -c selvedge -n '__fish_seen_subcommand_from init' -a '(__fish_complete_directories)'
 complete -c selvedge -n '__fish_seen_subcommand_from check' -a '(__fish_complete_directories)'

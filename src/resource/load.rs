@@ -125,7 +125,7 @@ fn read_document(document: &yaml::Node, app_id: &str, namespace: Option<&str>, r
     let known = match version {
         "dapr.io/v1alpha1" => ["Component", "Subscription", "Configuration", "HTTPEndpoint", "Resiliency"].contains(&kind),
         "dapr.io/v2alpha1" => kind == "Subscription",
-        "selvedge/v1alpha1" => ["Listener", "Forwarding", "EscapePolicy"].contains(&kind),
+        "selvedge/v1alpha1" => ["Listener", "Forwarding", "EscapePolicy", "Logging"].contains(&kind),
         _ => false,
     };
     if !known {
@@ -135,7 +135,7 @@ fn read_document(document: &yaml::Node, app_id: &str, namespace: Option<&str>, r
             document.line,
             "kind",
             format!(
-                "{version:?} {kind:?} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy"
+                "{version:?} {kind:?} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy, Logging"
             ),
         );
         return;

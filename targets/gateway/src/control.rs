@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use selvedge::node::NodeStatus;
+use selvedge::telemetry::logs::parse_level;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -68,8 +69,12 @@ pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloade
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
                 ["queue", order @ ..] => queue::answer(status.hub(), order).await,
-                ["reload"] => Ok(reloader.reload().await),
-                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload", line.trim())),
+                ["reload"] => Ok(reloader.reload(None).await),
+                ["reload", level] => match parse_level(level) {
+                    Ok(level) => Ok(reloader.reload(Some(level)).await),
+                    Err(accepted) => Err(format!("reload: found {level:?}; accepted is {accepted}")),
+                },
+                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload [LEVEL]", line.trim())),
             };
             let answer = answer.unwrap_or_else(|error| serde_json::json!({"error": error}));
             let _ = write.write_all(format!("{answer}\n").as_bytes()).await;

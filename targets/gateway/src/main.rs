@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         Some("status") => Ok(control::print(&flags, "status", |status| format!("{status:#}"))),
         Some("queue") => queue::queue(&flags),
         Some("doctor") => doctor::doctor(&flags),
-        Some("reload") => Ok(reload::reload(&flags)),
+        Some("reload") => reload::reload(&flags),
         Some("escape") => escape::escape(&flags),
         Some("version") => {
             println!("{}", env!("CARGO_PKG_VERSION"));
@@ -97,7 +97,8 @@ fn help() {
          the mode of the box: show it, close all links, open them, set it, past outages\n\
          selvedge doctor [--resources-path DIR] [--rate 50/s] [--size 200]\n                            \
          examine the box, the upstreams and the settings: what was found and what to do\n\
-         selvedge reload             read the folders of YAML again: what can change live does, the rest is named\n\
+         selvedge reload [--log-level LEVEL]\n                            \
+         read the folders of YAML again: what can change live does, the rest is named; another level for the log\n\
          selvedge version\n\n\
          flags (those in brackets are accepted and have no effect yet):"
     );

@@ -11,13 +11,15 @@ use selvedge::resource::{
     ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, PropertySource, PropertyValue, Resources, Severity, load,
     load_configuration,
 };
-use selvedge::telemetry::{Metrics, logs};
+use selvedge::telemetry::Metrics;
+use selvedge::telemetry::journal::{self, Journal};
+use selvedge::telemetry::logs::{self, LogLevel};
 use selvedge::time::{Clock, SystemClock, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::flags::{Flags, UsageError};
-use crate::reload::{Reloader, Sources};
+use crate::reload::{Level, Reloader, Sources};
 use crate::serve_api::Doors;
 use crate::{activation, components, control, serve_api};
 
@@ -65,14 +67,10 @@ fn last_known_time(data_dir: &Path) -> Timestamp {
     Timestamp::default().plus(since)
 }
 
-fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
-    match flags.text("log-level").unwrap_or("info").to_ascii_lowercase().as_str() {
-        "debug" => Ok(tracing::Level::DEBUG),
-        "info" => Ok(tracing::Level::INFO),
-        "warn" | "warning" => Ok(tracing::Level::WARN),
-        "error" | "fatal" => Ok(tracing::Level::ERROR),
-        other => Err(UsageError(format!("--log-level: found {other:?}; accepted are debug, info, warn, error, fatal"))),
-    }
+/// `--log-level`, `info` unless said.
+pub fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
+    let text = flags.text("log-level").unwrap_or("info");
+    logs::parse_level(text).map_err(|accepted| UsageError(format!("--log-level: found {text:?}; accepted are {accepted}")))
 }
 
 /// Everything said by flags, files and environment, checked before anything is opened.
@@ -108,7 +106,7 @@ fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
 }
 
 /// Reads everything; problems are logged, all of them. `None` when one of them keeps the node from starting.
-fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
+fn plan(flags: &Flags, flavour: Flavour, app_id: &str, log_level: Level) -> Option<Plan> {
     let environment = |name: &str| std::env::var(name).ok();
     let namespace = environment("NAMESPACE").filter(|n| !n.is_empty());
     let mut folders = flags.list("resources-path");
@@ -151,7 +149,10 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     if fatal.get() {
         return None;
     }
-    let sources = Sources { folders, app_id: app_id.to_owned(), namespace: namespace.clone() };
+    if let Some(level) = resources.log_level.take() {
+        log_level.now.set(level);
+    }
+    let sources = Sources { folders, log_level, app_id: app_id.to_owned(), namespace: namespace.clone() };
     let config = NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
     Some(Plan { config, grace: flags.grace(), command: flags.command.clone(), sources })
 }
@@ -170,19 +171,24 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     let threads = flags.threads()?;
     let doors = Doors::from_flags(flags)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::with_floor(last_known_time(&data_dir(flags, &app_id))));
+    let (first_level, json) = (level(flags)?, flags.switch("log-as-json", false));
+    let log_level = LogLevel::new(first_level);
+    // Who asks for JSON reads lines.
+    let stream = std::env::var("JOURNAL_STREAM").ok().filter(|_| !json);
     logs::start(
         logs::LogOptions {
-            level: level(flags)?,
-            json: flags.switch("log-as-json", false),
+            level: log_level.clone(),
+            json,
             app_id: app_id.clone(),
             instance: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clock: clock.clone(),
         },
+        Journal::behind(std::io::stdout(), stream.as_deref(), Path::new(journal::SOCKET)),
         std::io::stdout(),
     );
     tracing::info!("Starting Dapr Runtime -- version {} -- commit unknown", env!("CARGO_PKG_VERSION"));
-    let Some(plan) = plan(flags, flavour, &app_id) else { return Ok(ExitCode::FAILURE) };
+    let Some(plan) = plan(flags, flavour, &app_id, Level { now: log_level, at_start: first_level }) else { return Ok(ExitCode::FAILURE) };
     let inherited = match activation::take() {
         Ok(inherited) => inherited,
         Err(error) => {
@@ -285,7 +291,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
     api.ready();
     background.spawn(async move {
         while hang_up.recv().await.is_some() {
-            reloader.reload().await;
+            reloader.reload(None).await;
         }
     });
     let cause = tokio::select! {
