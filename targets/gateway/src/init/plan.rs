@@ -1,6 +1,6 @@
 //! What `selvedge init` is asked for, and what it finds out by itself.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -98,6 +98,13 @@ fn file(flag: &str, path: &str) -> Result<String, UsageError> {
     read.map(|_| text).map_err(|e| usage(format!("--{flag}: {path} cannot be read: {e}")))
 }
 
+/// A line from standard input: who types it need not end the input.
+fn typed() -> Result<String, UsageError> {
+    let mut line = String::new();
+    let read = std::io::stdin().lock().take(MAX_FILE_BYTES).read_line(&mut line);
+    read.map(|_| line).map_err(|e| usage(format!("--password-file -: standard input cannot be read: {e}")))
+}
+
 fn encoded(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
@@ -125,7 +132,7 @@ fn broker(flags: &Flags) -> Result<Option<Broker>, UsageError> {
         if user.is_empty() || !password.is_empty() {
             return Err(usage("--password-file: accepted together with --user NAME, and without a password in --upstream"));
         }
-        let text = if path == "-" { file("password-file", "/dev/stdin") } else { file("password-file", path) }?;
+        let text = if path == "-" { typed()? } else { file("password-file", path)? };
         password = text.lines().next().unwrap_or_default().to_owned();
         if password.is_empty() {
             return Err(usage(format!("--password-file: the first line of {path} is empty; the password stands there")));
