@@ -1,6 +1,6 @@
 //! The API's sockets and servers: bound before anything is built, served once the node is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +186,14 @@ impl Doors {
             }
         }
         if bound.is_empty() { Err(refused) } else { Ok(bound) }
+    }
+
+    /// Addresses that it wants to listen on: what for, the flag that chooses, the address.
+    pub fn addresses(&self) -> Vec<(&'static str, &'static str, SocketAddr)> {
+        let of = |what, flag, port: Option<u16>| self.addresses.iter().filter_map(move |ip| Some((what, flag, SocketAddr::new(*ip, port?))));
+        let http = of("HTTP API", "--dapr-http-port", self.http);
+        let grpc = of("gRPC API", "--dapr-grpc-port", self.grpc);
+        http.chain(grpc).chain(self.metrics.map(|(ip, port)| ("metrics", "--metrics-port", SocketAddr::new(ip, port)))).collect()
     }
 
     /// The channel to the application.

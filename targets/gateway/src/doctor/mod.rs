@@ -47,6 +47,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     findings.extend(disk::examine(&patient));
     findings.extend(files::examine(&patient));
     findings.extend(ports::examine(&patient));
+    findings.extend(ports::apis(&patient, flags));
     findings.extend(upstreams(&patient, app_id));
     let lanes = outlook::lanes(&patient.resources, load_of_lanes, disk::space(&patient.data_dir).map(|s| s.0));
     if flags.switch("json", false) {
@@ -83,6 +84,7 @@ pub fn doors(folders: &[std::path::PathBuf], app_id: &str, flags: &Flags) -> Vec
     let patient = Patient { running: control::process(&data_dir), resources, folders: folders.to_vec(), data_dir };
     let mut findings = files::examine(&patient);
     findings.extend(ports::examine(&patient));
+    findings.extend(ports::apis(&patient, flags).into_iter().filter(|f| f.level == FindingLevel::Problem));
     findings.extend(upstreams(&patient, app_id));
     findings
 }
