@@ -13,7 +13,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// A folder of resources cannot be listed.
-    #[error("cannot read the resources folder {}: {detail}", .path.display())]
+    #[error("cannot read the resources folder {}: {detail}; accepted is a folder of .yaml and .yml files", .path.display())]
     Folder {
         /// Folder.
         path: PathBuf,

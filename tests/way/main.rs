@@ -12,6 +12,7 @@ mod configuration;
 mod doctor;
 mod escape;
 mod init;
+mod newcomer;
 mod queue;
 mod reload;
 mod routes;

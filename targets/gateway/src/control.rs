@@ -16,6 +16,7 @@ use tokio::net::UnixListener;
 use crate::flags::Flags;
 use crate::reload::Reloader;
 use crate::run::data_dir_of_node;
+use crate::say::say;
 use crate::{escape, queue};
 
 /// Longest question.
@@ -112,7 +113,13 @@ pub fn ask_flags(flags: &Flags, question: &str) -> Result<Value, ExitCode> {
             None => Ok(answer),
         },
         Err(error) => {
-            eprintln!("selvedge: no node answers at {}: {error}; is it running with this --data-dir?", path(&dir).display());
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => "run this as root, or as the node's user",
+                io::ErrorKind::ConnectionRefused => "the node that was there has ended",
+                io::ErrorKind::NotFound => "start one (`selvedge run`), or give the --data-dir of the one that runs",
+                _ => "`selvedge doctor` examines it",
+            };
+            eprintln!("selvedge: no node answers at {}: {error}; {remedy}", path(&dir).display());
             Err(ExitCode::FAILURE)
         }
     }
@@ -123,7 +130,7 @@ pub fn print(flags: &Flags, question: &str, show: impl FnOnce(&Value) -> String)
     match ask_flags(flags, question) {
         Ok(answer) => {
             let text = if flags.switch("json", false) { format!("{answer:#}") } else { show(&answer) };
-            println!("{text}");
+            say!("{text}");
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -14,6 +14,7 @@ mod init;
 mod queue;
 mod reload;
 mod run;
+mod say;
 #[cfg(feature = "api")]
 mod serve_api;
 #[cfg(not(feature = "api"))]
@@ -23,6 +24,7 @@ mod serve_api;
 use std::process::ExitCode;
 
 use flags::Flags;
+use say::say;
 
 /// Exit code for a command line that is not understood (daprd's).
 const USAGE: u8 = 2;
@@ -37,17 +39,17 @@ fn main() -> ExitCode {
     };
     if flags.switch("help", false) {
         match flags.rest.first().map(String::as_str) {
-            Some("init") => print!("{}", init::HELP),
+            Some("init") => say!("{}", init::HELP.trim_end()),
             _ => help(),
         }
         return ExitCode::SUCCESS;
     }
     if flags.switch("version", false) {
-        println!("{}", env!("CARGO_PKG_VERSION"));
+        say!("{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
     if flags.switch("build-info", false) {
-        println!("Version: {}, Features: {}", env!("CARGO_PKG_VERSION"), components::features().join(" "));
+        say!("Version: {}, Features: {}", env!("CARGO_PKG_VERSION"), components::features().join(" "));
         return ExitCode::SUCCESS;
     }
     let result = match flags.rest.first().map(String::as_str) {
@@ -62,7 +64,7 @@ fn main() -> ExitCode {
         Some("reload") => reload::reload(&flags),
         Some("escape") => escape::escape(&flags),
         Some("version") => {
-            println!("{}", env!("CARGO_PKG_VERSION"));
+            say!("{}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
         Some("help") => {
@@ -80,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn help() {
-    println!(
+    say!(
         "selvedge: the edge runtime\n\n\
          selvedge [FLAGS]            run as a sidecar, with daprd's flags; only what the YAML declares exists\n\
          selvedge run [FLAGS] [-- PROGRAM ...]\n                            \
@@ -100,9 +102,9 @@ fn help() {
          selvedge reload [--log-level LEVEL]\n                            \
          read the folders of YAML again: what can change live does, the rest is named; another level for the log\n\
          selvedge version\n\n\
-         flags (those in brackets are accepted and have no effect yet):"
+         flags (selvedge(1) explains them; those in brackets are accepted and have no effect yet):"
     );
     for (name, served) in Flags::names() {
-        println!("  {}", if served { format!("--{name}") } else { format!("[--{name}]") });
+        say!("  {}", if served { format!("--{name}") } else { format!("[--{name}]") });
     }
 }

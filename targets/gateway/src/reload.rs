@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::flags::{Flags, UsageError};
+use crate::say::say;
 use crate::{control, run, serve_api};
 
 /// The level of the log.
@@ -149,9 +150,9 @@ pub fn reload(flags: &Flags) -> Result<ExitCode, UsageError> {
         Err(code) => return Ok(code),
     };
     if flags.switch("json", false) {
-        println!("{answer:#}");
+        say!("{answer:#}");
     } else {
-        println!("{}", show(&answer));
+        say!("{}", show(&answer));
     }
     Ok(if answer["errors"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

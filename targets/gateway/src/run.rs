@@ -48,12 +48,13 @@ pub fn data_dir(flags: &Flags, app_id: &str) -> PathBuf {
     base.join("selvedge").join(app_id)
 }
 
-/// The data folder of the node that a command is about: as above, and the packages' where a node runs there and none here.
+/// The data folder of the node that a command is about: as above, and the packages' where that is there and no node runs here.
 pub fn data_dir_of_node(flags: &Flags) -> PathBuf {
     const PACKAGES: &str = "/var/lib/selvedge";
     let own = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
     let packages = PathBuf::from(PACKAGES);
-    let elsewhere = flags.text("data-dir").is_none() && !control::path(&own).exists() && control::path(&packages).exists();
+    // Of a folder that only its owner may enter it is seen that it is there, not what is in it.
+    let elsewhere = flags.text("data-dir").is_none() && !control::path(&own).exists() && packages.is_dir();
     if elsewhere { packages } else { own }
 }
 
@@ -163,7 +164,9 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
         (Some(id), _) if !id.contains('.') => id.to_owned(),
         (Some(id), _) => return Err(UsageError(format!("--app-id: found {id:?}; accepted is an id without dots"))),
         (None, Flavour::Newcomer) => "selvedge".to_owned(),
-        (None, Flavour::Sidecar) => return Err(UsageError("--app-id is required (or start with `selvedge run`)".to_owned())),
+        (None, Flavour::Sidecar) => {
+            return Err(UsageError("--app-id is required; `selvedge run` needs none, `selvedge help` shows all there is".to_owned()));
+        }
     };
     if let Some(mode) = flags.text("mode").filter(|m| *m != "standalone") {
         return Err(UsageError(format!("--mode: found {mode:?}; accepted is standalone")));

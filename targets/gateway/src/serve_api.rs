@@ -216,9 +216,13 @@ impl Doors {
 
 async fn bind(ip: IpAddr, port: u16, clock: &Arc<dyn Clock>) -> std::io::Result<TcpListener> {
     let begun = clock.monotonic();
+    let mut said = false;
     loop {
         match TcpListener::bind((ip, port)).await {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && clock.monotonic().since(begun) < BIND_RETRY => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!("{ip}:{port} is taken; trying for {} s", BIND_RETRY.as_secs());
+                }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             other => return other,

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::flags::{Flags, UsageError};
 use crate::run::data_dir_of_node;
+use crate::say::say;
 use crate::{components, control, serve_api};
 
 /// What is examined.
@@ -62,16 +63,16 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
             .collect();
         let findings: Vec<Value> =
             findings.iter().map(|f| json!({"level": f.level.as_str(), "subject": f.subject, "found": f.found, "remedy": f.remedy})).collect();
-        println!("{:#}", json!({"findings": findings, "worstCase": lanes}));
+        say!("{:#}", json!({"findings": findings, "worstCase": lanes}));
     } else {
         for finding in &findings {
-            println!("{finding}");
+            say!("{finding}");
         }
         for line in lanes.iter().flat_map(|l| l.lines(load_of_lanes)) {
-            println!("{line}");
+            say!("{line}");
         }
         let count = |level| findings.iter().filter(|f| f.level == level).count();
-        println!("{} problems, {} warnings", count(FindingLevel::Problem), count(FindingLevel::Warning));
+        say!("{} problems, {} warnings", count(FindingLevel::Problem), count(FindingLevel::Warning));
     }
     let sound = findings.iter().all(|f| f.level < FindingLevel::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })

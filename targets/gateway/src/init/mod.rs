@@ -13,6 +13,7 @@ use selvedge::component::{Finding, FindingLevel};
 use selvedge_mqtt_listener::users::{hash_password, random_password};
 
 use crate::flags::{Flags, UsageError};
+use crate::say::say;
 use crate::{check, doctor};
 use plan::Plan;
 
@@ -136,7 +137,7 @@ pub fn init(flags: &Flags) -> Result<ExitCode, UsageError> {
         }
     }
     for output in &outputs {
-        println!("wrote {}{}", output.path.display(), if output.secret { " (for its owner and group alone)" } else { "" });
+        say!("wrote {}{}", output.path.display(), if output.secret { " (for its owner and group alone)" } else { "" });
     }
     let sound = check::report(&folders, &plan.node, flags.load()?);
     say(&plan, mqtt3, &found, &passwords, flags);
@@ -150,34 +151,34 @@ fn fails(found: &[Finding], stage: &str) -> bool {
 
 /// What was found, what is shown once, and what comes next.
 fn say(plan: &Plan, mqtt3: bool, found: &[Finding], passwords: &[(&str, String)], flags: &Flags) {
-    println!();
+    say!();
     for finding in found.iter().filter(|f| f.level >= FindingLevel::Warning) {
-        println!("{finding}");
+        say!("{finding}");
     }
     match &plan.broker {
-        None => println!("no broker is named: nothing leaves the box. --upstream URL names one"),
+        None => say!("no broker is named: nothing leaves the box. --upstream URL names one"),
         Some(_) if fails(found, "") => {
-            println!("the broker does not take the box yet: messages wait on the disk until it does");
+            say!("the broker does not take the box yet: messages wait on the disk until it does");
         }
         Some(broker) => {
             let version = if mqtt3 { "MQTT 3.1.1" } else { "MQTT 5" };
-            println!("{} takes the box ({version}). Up go sensors/# and alarm/#, under {1}; down comes {1}cmd/#", broker.url, plan.prefix);
+            say!("{} takes the box ({version}). Up go sensors/# and alarm/#, under {1}; down comes {1}cmd/#", broker.url, plan.prefix);
         }
     }
-    println!("devices come in at {} ({})", plan.listen, if plan.users { "with a password" } else { "without passwords" });
+    say!("devices come in at {} ({})", plan.listen, if plan.users { "with a password" } else { "without passwords" });
     if let Some((example, _)) = passwords.first() {
-        println!("\npasswords, shown this once; each device writes below sensors/NAME and alarm/NAME, and reads below cmd/NAME:");
+        say!("\npasswords, shown this once; each device writes below sensors/NAME and alarm/NAME, and reads below cmd/NAME:");
         for (name, password) in passwords {
-            println!("  {name}  {password}");
+            say!("  {name}  {password}");
         }
         let host = if plan.listen.ip().is_unspecified() { plan.node.clone() } else { plan.listen.ip().to_string() };
-        println!("try one: mosquitto_pub -h {host} -p {} -q 1 -u {example} -P PASSWORD -t sensors/{example} -m 21.5", plan.listen.port());
+        say!("try one: mosquitto_pub -h {host} -p {} -q 1 -u {example} -P PASSWORD -t sensors/{example} -m 21.5", plan.listen.port());
     }
-    println!("\nnext:");
+    say!("\nnext:");
     if plan::is_packages(&plan.dir) {
-        println!("  sudo systemctl restart selvedge");
+        say!("  sudo systemctl restart selvedge");
         return;
     }
     let data = flags.text("data-dir").map(|d| format!(" --data-dir {d}")).unwrap_or_default();
-    println!("  selvedge run --app-id {} --resources-path {}/resources{data}", plan.node, plan.folder);
+    say!("  selvedge run --app-id {} --resources-path {}/resources{data}", plan.node, plan.folder);
 }
