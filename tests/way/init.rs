@@ -5,9 +5,10 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use selvedge_tests::mqtt5::{Connect, Properties, Wire};
-use selvedge_tests::{Mosquitto, Place, binary, free_port};
+use selvedge_tests::{Mosquitto, Place, binary, eventually, free_port};
 
 /// `selvedge init FOLDER WORDS`: exit code and what it prints.
 fn init(folder: &Path, words: &[&str]) -> (i32, String) {
@@ -86,6 +87,13 @@ fn the_folder_starts_and_forwards_for_devices_with_their_passwords() {
     // Retained, so that it also comes to a box that subscribes a moment later.
     assert_eq!(cloud.publish(3, "site9/cmd/attic/set", &Properties::new(), "on"), 0);
     assert_eq!(attic.message().topic, "cmd/attic/set");
+    // Who is refused, and why, is in the log: a client of MQTT 3.1.1 hears nothing of it.
+    for line in [
+        "a client is refused: no account of the users file has this name and password\" listener=devices client_id=attic user=attic",
+        "a client may not publish to this topic: no rule of its account in the users file says so\" listener=devices client_id=cellar mqtt.topic=sensors/attic",
+    ] {
+        eventually(Duration::from_secs(10), line, || node.has_logged(line));
+    }
     assert_eq!(node.terminate(), Some(0));
 
     // A second time nothing is written over, unless it is asked for.
