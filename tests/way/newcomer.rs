@@ -1,6 +1,7 @@
 //! The first hour: what the binary says to somebody who gets things wrong. Each answer says what, where and what is accepted.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -118,6 +119,7 @@ fn an_upstream_with_a_wrong_password_is_named_beside_what_waits_for_it() {
     ));
     let node = place.start();
     Client::connect(port, "device", true).unwrap().publish("s/1", b"x").unwrap();
+    assert_eq!(place.data().metadata().unwrap().permissions().mode() & 0o007, 0, "what waits is not for everybody on the box");
     let data = place.data().display().to_string();
     eventually(LONG, "the link's reason is shown", || {
         let (code, text) = selvedge(&["queue", "ls", "--data-dir", &data]);

@@ -1,5 +1,6 @@
 //! Running the node: configuration, build, serve, drain, exit code.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str, log_level: Level) -> Opti
     let data_dir = data_dir(flags, app_id);
     if flavour == Flavour::Newcomer && folders.is_empty() {
         defaults(&data_dir, &mut resources);
-        if let Err(error) = std::fs::create_dir_all(&data_dir) {
+        if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&data_dir) {
             say(&format!("the data directory {} cannot be made: {error}; choose another with --data-dir", data_dir.display()));
         }
     }

@@ -179,6 +179,8 @@ fn say(plan: &Plan, mqtt3: bool, found: &[Finding], passwords: &[(&str, String)]
         say!("  sudo systemctl restart selvedge");
         return;
     }
-    let data = flags.text("data-dir").map(|d| format!(" --data-dir {d}")).unwrap_or_default();
-    say!("  selvedge run --app-id {} --resources-path {}/resources{data}", plan.node, plan.folder);
+    let data = flags.text("data-dir").map(|_| format!(" --data-dir {}", plan.data)).unwrap_or_default();
+    // As the packages' service: Dapr's APIs ask for no password.
+    let local = if cfg!(feature = "api") { " --dapr-listen-addresses 127.0.0.1" } else { "" };
+    say!("  selvedge run --app-id {} --resources-path {}/resources{data}{local}", plan.node, plan.folder);
 }
