@@ -130,12 +130,14 @@ fn read_document(document: &yaml::Node, app_id: &str, namespace: Option<&str>, r
     };
     if !known {
         let severity = if ours { Severity::Error } else { Severity::Warning };
+        let nothing = version.is_empty() && kind.is_empty();
         findings.add(
             severity,
             document.line,
-            "kind",
+            if nothing { "" } else { "kind" },
             format!(
-                "{version:?} {kind:?} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy, Logging"
+                "{} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy, Logging",
+                if nothing { "a document without apiVersion and kind".to_owned() } else { format!("{version:?} {kind:?}") }
             ),
         );
         return;

@@ -87,6 +87,9 @@ fn a_start_that_fails_says_where_and_what_else_would_do() {
             && text.contains(&format!("listener devices: cannot bind 127.0.0.1:{port} (is another program using the port? `selvedge doctor`")),
         "{text}"
     );
+    let (code, text) = start(&data, &[format!("--dapr-http-port={port}")]);
+    assert!(code == Some(1) && text.contains(&format!("0.0.0.0:{port} is taken by process {}", std::process::id())), "{text}");
+    assert!(text.contains("choose another port with --dapr-http-port"), "{text}");
     let (code, text) = start("/proc/nowhere", &[]);
     assert!(
         code == Some(1) && text.contains("the data directory /proc/nowhere cannot be used") && text.contains("choose another with --data-dir"),

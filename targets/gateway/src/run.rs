@@ -22,10 +22,13 @@ use tokio::sync::watch;
 use crate::flags::{Flags, UsageError};
 use crate::reload::{Level, Reloader, Sources};
 use crate::serve_api::Doors;
-use crate::{activation, components, control, serve_api};
+use crate::{activation, components, control, doctor, serve_api};
 
 /// How long readiness waits for the application's subscriptions.
 const ATTACH: Duration = Duration::from_secs(2);
+
+/// Where devices come in without YAML.
+const DEFAULT_LISTENER: &str = "127.0.0.1:1883";
 
 /// What is there without YAML.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,7 +102,7 @@ fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
     resources.listeners.push(ListenerSpec {
         name: "devices".to_owned(),
         protocol: ListenerProtocol::Mqtt,
-        bind: "127.0.0.1:1883".to_owned(),
+        bind: DEFAULT_LISTENER.to_owned(),
         pubsub: "local".to_owned(),
         tls: None,
         users_file: None,
@@ -141,6 +144,12 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str, log_level: Level) -> Opti
     let data_dir = data_dir(flags, app_id);
     if flavour == Flavour::Newcomer && folders.is_empty() {
         defaults(&data_dir, &mut resources);
+        if std::net::TcpListener::bind(DEFAULT_LISTENER).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrInUse) {
+            let holder = doctor::holder(1883);
+            say(&format!(
+                "{DEFAULT_LISTENER} is taken by {holder}: stop that, or have `selvedge init --listen 127.0.0.1:1884` write a folder for --resources-path"
+            ));
+        }
         if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&data_dir) {
             say(&format!("the data directory {} cannot be made: {error}; choose another with --data-dir", data_dir.display()));
         }

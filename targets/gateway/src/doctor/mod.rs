@@ -5,6 +5,8 @@ mod files;
 mod host;
 mod ports;
 
+pub use ports::holder;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 

@@ -111,6 +111,12 @@ fn taken(running: Option<u32>, subject: String, kind: &str, address: SocketAddr,
     }
 }
 
+/// Who listens at a TCP port, as far as that can be seen.
+pub fn holder(port: u16) -> String {
+    owner("tcp", port, None)
+        .map_or_else(|| "another program (root can see which)".to_owned(), |(process, name)| format!("process {process} ({name})"))
+}
+
 /// The process that has a socket bound to this port, and its name; `first` if it is one of several.
 fn owner(kind: &str, port: u16, first: Option<u32>) -> Option<(u32, String)> {
     let mut inodes = Vec::new();
