@@ -94,9 +94,9 @@ fn outputs(plan: &Plan) -> Result<(Vec<Output>, Passwords<'_>), UsageError> {
     Ok((outputs, passwords))
 }
 
-/// Writes them all; exit code 1, and the reason on standard error, when one cannot be written.
+/// Writes them all, last what names the others; exit code 1, and the reason on standard error, when one cannot be written.
 fn write_all(outputs: &[Output]) -> Result<(), ExitCode> {
-    outputs.iter().try_for_each(|output| {
+    outputs.iter().rev().try_for_each(|output| {
         write(output).map_err(|error| {
             eprintln!("selvedge: {} cannot be written: {error}; run this as who may write there, or give another folder", output.path.display());
             ExitCode::FAILURE
@@ -117,6 +117,9 @@ pub fn init(flags: &Flags) -> Result<ExitCode, UsageError> {
         return Ok(code);
     }
     let folders = [plan.dir.join("resources")];
+    if let Some(broker) = &plan.broker {
+        eprintln!("trying {} ...", broker.url);
+    }
     let mut found = doctor::doors(&folders, &plan.node, flags);
     // What the broker speaks is found out by trying.
     let mut mqtt3 = false;
