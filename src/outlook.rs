@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::outbox::{Durability, WhenFull};
+use crate::outbox::{Durability, Order, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
 
 /// What a record costs on disk beside its payload: frame, source, topic (20 letters), one destination, its share of preallocation
@@ -67,6 +67,7 @@ fn default_lane(free_bytes: Option<u64>) -> LaneSpec {
         strict: false,
         floor_bytes: 0,
         spill_after: Duration::ZERO,
+        order: Order::Oldest,
     }
 }
 

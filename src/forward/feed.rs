@@ -74,6 +74,11 @@ impl Feed {
         }
     }
 
+    /// How the link is shared between live records and the backlog, in lanes that are replayed newest first.
+    pub(super) fn set_live_share(&mut self, percent: u8) {
+        self.sources.iter_mut().for_each(|s| s.consumer.set_live_share(percent));
+    }
+
     /// The topic of a record at the peer.
     pub(super) fn map<'a>(&'a mut self, source: u8, published_to: &str, topic: &'a str) -> &'a str {
         self.sources[usize::from(source)].mapping.map(published_to, topic)

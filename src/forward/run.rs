@@ -21,7 +21,7 @@ use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES};
-use crate::outbox::{DestinationId, LaneId, Peeker};
+use crate::outbox::{DEFAULT_LIVE_SHARE, DestinationId, LaneId, Peeker};
 use crate::resource::DrainSpec;
 use crate::time::{Clock, Monotonic};
 
@@ -161,6 +161,7 @@ impl Forwarder {
             .into_iter()
             .map(|p| feed.add(&p.name, hub.consumer_of(p.destination, |lane| p.lanes.contains(&lane)), Mapping::new(&p.name, p.routes), false))
             .collect();
+        feed.set_live_share(config.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
         Self {
             destination: config.destination,
             drain: config.drain,
@@ -282,6 +283,7 @@ impl Forwarder {
         }
         if self.drain != settings.drain {
             self.drain = settings.drain;
+            self.feed.set_live_share(self.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
             self.pace = Pace::new(&self.drain, self.clock.monotonic());
         }
         if self.slow != settings.slow {
