@@ -116,13 +116,16 @@ pub fn follow(
                     source.moved().await;
                 }
             };
+            // The end comes first: who has dropped the handle is told nothing more, however late this task runs.
             tokio::select! {
-                () = wait => {}
+                biased;
                 () = ended.cancelled() => return,
+                () = wait => {}
             }
             let now = tokio::select! {
-                now = source.now() => now,
+                biased;
                 () = ended.cancelled() => return,
+                now = source.now() => now,
             };
             let Some(now) = now.map(|all| pick(all, &keys)) else { continue };
             let news = changes(&told, &now);
