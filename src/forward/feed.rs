@@ -136,6 +136,13 @@ impl Feed {
         }
     }
 
+    /// What is read next of this lane is this record, if it waits.
+    pub(super) fn begin_with(&mut self, origin: Origin, sequence: u64) {
+        if let Some(source) = self.sources.get_mut(usize::from(origin.source)).filter(|s| s.open) {
+            source.consumer.begin_with(origin.lane, sequence);
+        }
+    }
+
     /// Records that wait in the sources that are open, in strict lanes if these alone are read.
     pub(super) fn sendable(&self, strict_only: bool) -> u64 {
         if strict_only { self.open().map(|s| s.consumer.strict_queued()).sum() } else { self.queued() }

@@ -142,6 +142,13 @@ impl Consumer {
         self.turn = 0;
     }
 
+    /// After a rewind: what is read next of this lane is this record, if it is not done, whatever the lane's order.
+    pub fn begin_with(&mut self, lane: LaneId, sequence: u64) {
+        if let Some((_, _, reader)) = self.lanes.iter_mut().find(|(l, _, _)| *l == lane) {
+            reader.begin_with(sequence);
+        }
+    }
+
     /// Records stored for the destination and not done, in strict lanes.
     #[must_use]
     pub fn strict_queued(&self) -> u64 {

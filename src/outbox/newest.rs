@@ -111,6 +111,18 @@ impl Lane {
         }
     }
 
+    /// The backlog is read on from this record, if it waits there; returns whether it does.
+    fn begin_with(&mut self, destination: DestinationId, sequence: u64) -> bool {
+        let Some(at) = self.segment_at(sequence) else { return false };
+        let (base, end) = (self.segments[at].base, self.segment_end(at));
+        let Some(cursor) = self.places.get_mut(&destination).map(|p| &mut p.cursor) else { return false };
+        let Some(live) = cursor.sides.live().filter(|_| cursor.sides.has_room_for_newest()) else { return false };
+        let gap = cursor.sides.gaps(cursor.low(), live).find(|(from, to)| (*from..*to).contains(&sequence));
+        let Some((from, to)) = gap else { return false };
+        cursor.sides.open_backlog(sequence, to.min(end), sequence == base || sequence > from);
+        true
+    }
+
     /// What is read in order has fallen behind by more than a segment: that is a backlog, too.
     fn split_if_behind(&mut self, destination: DestinationId) -> bool {
         let settled = self.settled;
@@ -283,6 +295,14 @@ impl Reader {
         self.sides.share.live = percent.min(100);
     }
 
+    /// After a rewind: what is read next is this record, if it is not finished, and what follows it in its segment. A lane that is read in
+    /// order begins with its lowest anyway.
+    pub fn begin_with(&mut self, sequence: u64) {
+        if self.lock().begin_with(self.destination, sequence) {
+            self.sides.share.owed = -1;
+        }
+    }
+
     /// Reads the next records of a destination that is read on two sides; none when it is read in order.
     pub(super) fn next_of_sides(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Result<Option<usize>, OutboxError> {
         let (destination, epoch) = (self.destination, self.shared.epoch);
@@ -313,7 +333,18 @@ impl Reader {
                     continue;
                 }
                 let largest = writer::segment_bytes(&self.shared.config, &lane.config) as usize;
-                (side, target, segment.file.clone(), key, segment.epochs.clone(), offset, segment.data_end, largest, segment.path.clone(), lane.config.ttl)
+                (
+                    side,
+                    target,
+                    segment.file.clone(),
+                    key,
+                    segment.epochs.clone(),
+                    offset,
+                    segment.data_end,
+                    largest,
+                    segment.path.clone(),
+                    lane.config.ttl,
+                )
             };
             let max_bytes = max_bytes.min(TURN_BYTES);
             let broken = run.fill((file.as_ref(), &path), offset, data_end, max_bytes, largest)?;
@@ -349,8 +380,7 @@ impl Reader {
             }
             run.epochs = epochs;
             let Some(place) = lane.places.get_mut(&destination) else { return Ok(Some(0)) };
-            let (read, expired) =
-                run.hand_out(&mut place.cursor, Some(target.key), target.limit, destination, max_records, largest, now, ttl);
+            let (read, expired) = run.hand_out(&mut place.cursor, Some(target.key), target.limit, destination, max_records, largest, now, ttl);
             let next = place.cursor.next_in(Some(target.key));
             lane.note_expired(destination, expired);
             drop(lane);

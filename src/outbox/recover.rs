@@ -243,7 +243,9 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
 }
 
 fn restored(entry: &CursorEntry) -> Cursor {
-    Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts).with_segments(entry.segments.iter().copied()).with_runs(entry.runs.iter().copied())
+    Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts)
+        .with_segments(entry.segments.iter().copied())
+        .with_runs(entry.runs.iter().copied())
 }
 
 /// Whether a destination has come further than a compacted segment knows: then it was never put in the place of the old ones.

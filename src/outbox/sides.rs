@@ -174,7 +174,7 @@ impl Sides {
         pairs.into_iter()
     }
 
-    /// The stretch from `start` to `end`, part of a gap, is read next; `begins`: a segment begins there.
+    /// The stretch from `start` to `end`, part of a gap, is read next; `begins`: a segment begins there, or something is left out before it.
     pub fn open_backlog(&mut self, start: u64, end: u64, begins: bool) {
         // It goes on with what has been finished before it in the same segment.
         let before = self.pieces.range(..start).next_back().filter(|(_, p)| !begins && p.end == start && p.is_done()).map(|(key, _)| *key);
