@@ -108,6 +108,13 @@ fn lane(spec: &LaneSpec, declared: bool, load: Load) -> LaneOutlook {
         WhenFull::DropNewest => "every new record: acknowledged and dropped".to_owned(),
     };
     let mut traps = Vec::new();
+    if spec.order == Order::Newest {
+        traps.push(format!(
+            "order newest: after an outage what is live and what came last goes first; topics are in order within {} ({} records) and not beyond",
+            mib(segment),
+            segment / record
+        ));
+    }
     if spec.durability == Durability::Memory {
         traps.push("durability memory: senders are answered before anything is on the disk".to_owned());
     }
@@ -205,6 +212,8 @@ mod tests {
         assert_eq!((safe.kill.as_str(), safe.power.as_str(), safe.traps.len()), ("nothing", "nothing", 0));
         let risky = lane(&spec(Durability::Memory, WhenFull::DropNewest), true, Load { per_second: 50.0, payload_bytes: 200 });
         assert!(risky.kill.contains("about 1 messages") && risky.power.contains("1500 messages") && risky.traps.len() == 2, "{risky:?}");
+        let backwards = LaneSpec { order: Order::Newest, ..spec(Durability::Fsync, WhenFull::Reject) };
+        assert!(lane(&backwards, true, Load::default()).traps[0].contains("topics are in order within 4.0 MiB (16131 records)"));
         let spilling = LaneSpec { spill_after: Duration::from_secs(2), ..spec(Durability::Memory, WhenFull::Reject) };
         assert!(lane(&spilling, true, Load::default()).kill.contains("last 2 s and is not delivered: about 20 messages"));
         assert_eq!(

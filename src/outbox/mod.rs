@@ -633,6 +633,7 @@ impl Outbox {
                     held_bytes: lane.hold.bytes() as u64,
                     spilled_bytes: lane.hold.spilled,
                     spared_bytes: lane.hold.spared,
+                    pieces: lane.places.values().map(|p| p.cursor.sides.len() as u64).sum(),
                     corrupt_records: lane.corrupt_records,
                     failure: lane.failure.clone(),
                 }

@@ -82,7 +82,6 @@ impl Sides {
         self.pieces.is_empty()
     }
 
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.pieces.len()
     }

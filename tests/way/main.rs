@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod doctor;
 mod escape;
+mod newest;
 mod queue;
 mod reload;
 mod routes;

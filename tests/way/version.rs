@@ -49,7 +49,7 @@ fn a_newer_data_folder_is_left_as_it_is_and_an_older_one_is_brought_forward() {
     let original = std::fs::read(&manifest).unwrap();
     let program = "import sys,zlib;p=sys.argv[1];b=open(p,'rb').read()[9:].replace(b'\"version\":1',b'\"version\":9,\"more\":[1]');\
                    open(p,'wb').write(b'%08x\\n'%zlib.crc32(b)+b)";
-    for (what, texts) in [("folder", ["its version is 4 (written by 9.9.9)", "knows versions up to 1"]), ("manifest", ["is of version 9", "up to 1"])]
+    for (what, texts) in [("folder", ["its version is 4 (written by 9.9.9)", "knows versions up to 2"]), ("manifest", ["is of version 9", "up to 1"])]
     {
         if what == "folder" {
             std::fs::write(&version, "4\n9.9.9\n").unwrap();
