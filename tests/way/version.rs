@@ -42,7 +42,7 @@ fn a_newer_data_folder_is_left_as_it_is_and_an_older_one_is_brought_forward() {
     assert_eq!(node.terminate(), Some(0));
     let version = place.data().join("store-version");
     let present = std::fs::read_to_string(&version).unwrap();
-    assert!(present.starts_with("1\n"), "{present}");
+    assert!(present.starts_with("2\n"), "{present}");
 
     // The same folder, as a later program would leave it: by the version file, and by the outbox's own number.
     let manifest = place.data().join("outbox/manifest");
