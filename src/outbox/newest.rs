@@ -125,10 +125,13 @@ impl Lane {
 
     /// What is read in order has fallen behind by more than a segment: that is a backlog, too.
     fn split_if_behind(&mut self, destination: DestinationId) -> bool {
+        if self.config.order == Order::Oldest {
+            return false;
+        }
         let settled = self.settled;
-        let Some(cursor) = self.places.get(&destination).map(|p| &p.cursor) else { return false };
-        let behind = self.segment_at(cursor.next()).is_some_and(|at| at + 2 < self.segments.len()) && cursor.next() < settled;
-        if self.config.order == Order::Oldest || !behind || self.queued(destination) == 0 {
+        let Some(next) = self.places.get(&destination).map(|p| p.cursor.next()) else { return false };
+        let behind = self.segment_at(next).is_some_and(|at| at + 2 < self.segments.len()) && next < settled;
+        if !behind || self.queued(destination) == 0 {
             return false;
         }
         let segments = &self.segments;

@@ -576,8 +576,7 @@ fn quotas_lifetimes_and_lost_memory_leave_books_that_say_what_is_there() {
         let mut random = Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let when_full = [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Reject][(seed % 3) as usize];
         let mut config = newest_first(when_full, 1 << 20);
-        config.lanes[0].durability =
-            if seed.is_multiple_of(2) { Durability::Memory } else { Durability::Batched(Duration::from_millis(200)) };
+        config.lanes[0].durability = if seed.is_multiple_of(2) { Durability::Memory } else { Durability::Batched(Duration::from_millis(200)) };
         config.lanes[0].ttl = seed.is_multiple_of(4).then_some(Duration::from_secs(240));
         let mut storage = SimStorage::default();
         let (mut b, _) = open(config.clone(), &storage);
