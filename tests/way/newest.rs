@@ -138,3 +138,72 @@ fn a_lane_that_refuses_takes_records_again_as_soon_as_the_newest_have_made_room(
     assert_eq!(node.ledger("upstream/cloud", "evicted"), 0);
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn a_secondary_upstream_goes_on_in_the_middle_of_the_backlog_and_hands_the_lane_back() {
+    let (first, second) = (Mosquitto::start(), Mosquitto::start());
+    let (proxy, other) = (Proxy::to(first.port), Proxy::to(second.port));
+    let devices = free_port();
+    let (upstream, listener) = (yaml::cloud(proxy.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstream}{listener}apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: standby}}
+spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["sensors/#"], to: [cloud]}}]
+  lanes: [{{name: telemetry, match: ["sensors/#"], quota: 1MiB, order: newest, onFull: reject}}]
+  drain: {{rate: {{messages: 300}}}}
+---
+apiVersion: selvedge/v1alpha1
+kind: EscapePolicy
+metadata: {{name: escape}}
+spec:
+  upstreams: [{{component: cloud, stall: 2s}}, {{component: standby, role: secondary, failbackAfter: 1s}}]
+  modes: {{islandAfter: 1s, normalAfter: 1s}}
+"##,
+        other.port
+    ));
+    proxy.set(Fault::Refuse);
+    let mut sinks = [&first, &second].map(|broker| {
+        let mut sink = Client::connect(broker.port, "sink", true).unwrap();
+        sink.subscribe("sensors/#").unwrap();
+        sink
+    });
+    // Both are gone while the backlog grows; the primary comes back alone and gets a part of it.
+    other.set(Fault::Refuse);
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    publish(&mut device, 0..2_000);
+    proxy.set(Fault::None);
+    let mut arrived = [BTreeSet::new(), BTreeSet::new()];
+    while arrived[0].len() < 300 {
+        arrived[0].insert(receive(&mut sinks[0], LONG).expect("the primary comes first"));
+    }
+    proxy.set(Fault::Refuse);
+    other.set(Fault::None);
+    publish(&mut device, 2_000..2_100);
+    eventually(LONG, "the secondary carries the rest", || node.ledger("upstream/cloud", "queued") == 0);
+    proxy.set(Fault::None);
+    eventually(LONG, "the lane is handed back", || {
+        node.link("cloud") == "up" && node.status()["upstreams"].as_array().unwrap().iter().all(|u| u["lent"] == false)
+    });
+    publish(&mut device, 2_100..2_200);
+    eventually(LONG, "all is delivered", || node.ledger("upstream/cloud", "queued") == 0);
+    for (sink, arrived) in sinks.iter_mut().zip(&mut arrived) {
+        while let Some(n) = receive(sink, Duration::from_millis(500)) {
+            arrived.insert(n);
+        }
+    }
+    let all: BTreeSet<u64> = arrived[0].union(&arrived[1]).copied().collect();
+    assert_eq!(all, (0..2_200).collect());
+    assert!((2_100..2_200).all(|n| arrived[0].contains(&n)), "the primary has its lane again");
+    let both = arrived[0].intersection(&arrived[1]).count();
+    assert!(both < 512, "what was on its way when the link broke can arrive on both: {both}");
+    assert_eq!(node.ledger("upstream/cloud", "evicted"), 0);
+    assert_eq!(node.terminate(), Some(0));
+}
