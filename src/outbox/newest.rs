@@ -5,7 +5,7 @@ use super::codec::Broken;
 use super::cursor::End;
 use super::lane::Lane;
 use super::loss::{Loss, LossReason};
-use super::reader::{Reader, Run, SegmentKey};
+use super::reader::{Reader, Run, SegmentKey, Wanted};
 use super::{DestinationId, Order, OutboxError, salvage, writer};
 
 /// Read at once while two sides share the link, so that neither waits for long.
@@ -383,7 +383,8 @@ impl Reader {
             }
             run.epochs = epochs;
             let Some(place) = lane.places.get_mut(&destination) else { return Ok(Some(0)) };
-            let (read, expired) = run.hand_out(&mut place.cursor, Some(target.key), target.limit, destination, max_records, largest, now, ttl);
+            let wanted = Wanted { destination, piece: Some(target.key), limit: target.limit, max_records, largest, now, ttl };
+            let (read, expired) = run.hand_out(&mut place.cursor, &wanted);
             let next = place.cursor.next_in(Some(target.key));
             lane.note_expired(destination, expired);
             drop(lane);

@@ -88,21 +88,10 @@ impl Run {
         }
     }
 
-    /// Takes up to `max_records` of the destination, before the sequence `limit`, out of the buffer and notes them as handed out in this
-    /// piece of its sides, or at its position; those whose life is over are counted and left out. Returns how many bytes that took, and
-    /// what was left out.
-    #[expect(clippy::too_many_arguments, reason = "what two readers decide under one lock")]
-    pub(super) fn hand_out(
-        &mut self,
-        cursor: &mut Cursor,
-        piece: Option<u64>,
-        limit: u64,
-        destination: DestinationId,
-        max_records: usize,
-        largest: usize,
-        now: Timestamp,
-        ttl: Option<Duration>,
-    ) -> (usize, Option<Loss>) {
+    /// Takes what is wanted out of the buffer and notes it as handed out; records whose life is over are counted and left out. Returns
+    /// how many bytes that took, and what was left out.
+    pub(super) fn hand_out(&mut self, cursor: &mut Cursor, wanted: &Wanted) -> (usize, Option<Loss>) {
+        let Wanted { destination, piece, limit, max_records, largest, now, ttl } = *wanted;
         let (mut at, mut expired) = (0, None::<Loss>);
         while at < self.filled && self.bodies.len() < max_records {
             let Ok((record, length)) = codec::decode_record(&self.buffer[at..self.filled], largest) else { break };
@@ -135,6 +124,21 @@ impl Run {
         }
         (at, expired)
     }
+}
+
+/// Which records are taken out of a run's buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub destination: DestinationId,
+    /// The piece of its sides that is read; none for its position.
+    pub piece: Option<u64>,
+    /// None from this sequence on.
+    pub limit: u64,
+    pub max_records: usize,
+    /// Most bytes of one.
+    pub largest: usize,
+    pub now: Timestamp,
+    pub ttl: Option<Duration>,
 }
 
 /// A stored record, in the run's buffer.
@@ -341,7 +345,8 @@ impl Reader {
             }
             run.epochs = epochs;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
-            let (at, expired) = run.hand_out(&mut place.cursor, None, u64::MAX, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run
+                .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
             let next = place.cursor.next();
             lane.note_expired(self.destination, expired);
             drop(lane);
@@ -389,7 +394,8 @@ impl Reader {
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
             run.epochs = Epochs::from_slice(&[(0, self.shared.epoch)]);
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
-            let (at, expired) = run.hand_out(&mut place.cursor, None, u64::MAX, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run
+                .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
             lane.note_expired(self.destination, expired);
             self.tail = Some((first, offset + at));
             if !run.bodies.is_empty() || at == 0 {
