@@ -128,7 +128,11 @@ impl<'n> Fields<'n> {
     pub fn size(&mut self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>, findings: &mut Findings<'_>) -> u64 {
         self.parsed(name, default, findings, |t| {
             let size = units::parse_size(t).map_err(|e| e.accepted.to_owned())?;
-            if range.contains(&size) { Ok(size) } else { Err(format!("a size from {} to {} bytes", range.start(), range.end())) }
+            if range.contains(&size) {
+                Ok(size)
+            } else {
+                Err(format!("a size from {} to {}, such as 64MiB", units::size(*range.start()), units::size(*range.end())))
+            }
         })
     }
 
@@ -165,13 +169,6 @@ impl<'n> Fields<'n> {
     pub fn map(&mut self, name: &'static str, findings: &mut Findings<'_>) -> Option<Fields<'n>> {
         let node = self.raw(name)?;
         Some(Fields::new(node, &self.key(name), findings))
-    }
-
-    /// A key of the design that this version does not act on yet: said in one line, and nothing else happens.
-    pub fn not_served(&mut self, name: &'static str, findings: &mut Findings<'_>) {
-        if let Some(node) = self.raw(name) {
-            findings.add(Severity::Warning, node.line, &self.key(name), "is not served yet and has no effect");
-        }
     }
 
     /// Reports keys that nobody asked for.
