@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::outbox::{Durability, WhenFull};
+use crate::outbox::{Durability, Order, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
 
 /// What a record costs on disk beside its payload: frame, source, topic (20 letters), one destination, its share of preallocation
@@ -67,6 +67,7 @@ fn default_lane(free_bytes: Option<u64>) -> LaneSpec {
         strict: false,
         floor_bytes: 0,
         spill_after: Duration::ZERO,
+        order: Order::Oldest,
     }
 }
 
@@ -107,6 +108,13 @@ fn lane(spec: &LaneSpec, declared: bool, load: Load) -> LaneOutlook {
         WhenFull::DropNewest => "every new record: acknowledged and dropped".to_owned(),
     };
     let mut traps = Vec::new();
+    if spec.order == Order::Newest {
+        traps.push(format!(
+            "order newest: after an outage what is live and what came last goes first; topics are in order within {} ({} records) and not beyond",
+            mib(segment),
+            segment / record
+        ));
+    }
     if spec.durability == Durability::Memory {
         traps.push("durability memory: senders are answered before anything is on the disk".to_owned());
     }
@@ -204,6 +212,8 @@ mod tests {
         assert_eq!((safe.kill.as_str(), safe.power.as_str(), safe.traps.len()), ("nothing", "nothing", 0));
         let risky = lane(&spec(Durability::Memory, WhenFull::DropNewest), true, Load { per_second: 50.0, payload_bytes: 200 });
         assert!(risky.kill.contains("about 1 messages") && risky.power.contains("1500 messages") && risky.traps.len() == 2, "{risky:?}");
+        let backwards = LaneSpec { order: Order::Newest, ..spec(Durability::Fsync, WhenFull::Reject) };
+        assert!(lane(&backwards, true, Load::default()).traps[0].contains("topics are in order within 4.0 MiB (16131 records)"));
         let spilling = LaneSpec { spill_after: Duration::from_secs(2), ..spec(Durability::Memory, WhenFull::Reject) };
         assert!(lane(&spilling, true, Load::default()).kill.contains("last 2 s and is not delivered: about 20 messages"));
         assert_eq!(

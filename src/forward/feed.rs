@@ -74,6 +74,11 @@ impl Feed {
         }
     }
 
+    /// How the link is shared between live records and the backlog, in lanes that are replayed newest first.
+    pub(super) fn set_live_share(&mut self, percent: u8) {
+        self.sources.iter_mut().for_each(|s| s.consumer.set_live_share(percent));
+    }
+
     /// The topic of a record at the peer.
     pub(super) fn map<'a>(&'a mut self, source: u8, published_to: &str, topic: &'a str) -> &'a str {
         self.sources[usize::from(source)].mapping.map(published_to, topic)
@@ -128,6 +133,13 @@ impl Feed {
     pub(super) fn rewind(&mut self) {
         for source in self.sources.iter_mut().filter(|s| s.open) {
             source.consumer.rewind();
+        }
+    }
+
+    /// What is read next of this lane is this record, if it waits.
+    pub(super) fn begin_with(&mut self, origin: Origin, sequence: u64) {
+        if let Some(source) = self.sources.get_mut(usize::from(origin.source)).filter(|s| s.open) {
+            source.consumer.begin_with(origin.lane, sequence);
         }
     }
 

@@ -14,6 +14,7 @@ use super::mapping::Mapping;
 use super::marks::Marks;
 use super::metrics::{ForwardMetrics, UpstreamMetrics};
 use super::pace::Pace;
+use super::repeats::Repeats;
 use super::settings::{ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT};
 use super::status::{ForwarderStatus, LinkView};
 use super::throttle::Throttle;
@@ -21,7 +22,7 @@ use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES};
-use crate::outbox::{DestinationId, LaneId, Peeker};
+use crate::outbox::{DEFAULT_LIVE_SHARE, DestinationId, LaneId, Peeker};
 use crate::resource::DrainSpec;
 use crate::time::{Clock, Monotonic};
 
@@ -45,6 +46,8 @@ const OVERHEAD: u64 = 64;
 const REFUSED_REASONS: usize = 256;
 /// Refusals that may wait to be set aside (the disk is slow or full); past it nothing is sent.
 const REFUSALS: usize = 256;
+/// Records that are known to have been sent before, per slot of the window.
+const REPEATS_PER_SLOT: usize = 8;
 /// Pause after a refused record could not be set aside.
 const SET_ASIDE_RETRY: Duration = Duration::from_secs(1);
 /// What a record takes in the store beside topic and payload, about.
@@ -99,8 +102,10 @@ pub struct Forwarder {
     throttle: Throttle,
     acks: Vec<UplinkAck>,
     done: SmallVec<[(Origin, Vec<u64>); 4]>,
-    /// Highest sequence sent per lane: what is at or below it may have arrived.
-    sent_upto: SmallVec<[(Origin, u64); 4]>,
+    /// What was sent before and may have arrived.
+    repeats: Repeats,
+    /// What was unanswered first when the link broke: whatever the order, it is what tells next whether the link breaks on it.
+    begin_with: Option<(Origin, u64)>,
     /// The peer said "not now": nothing is sent until all answers are in.
     busy: Option<String>,
     /// Nothing is sent before this time: jitter of a drain, pace, a lane that could not be read.
@@ -161,6 +166,7 @@ impl Forwarder {
             .into_iter()
             .map(|p| feed.add(&p.name, hub.consumer_of(p.destination, |lane| p.lanes.contains(&lane)), Mapping::new(&p.name, p.routes), false))
             .collect();
+        feed.set_live_share(config.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
         Self {
             destination: config.destination,
             drain: config.drain,
@@ -184,7 +190,8 @@ impl Forwarder {
             throttle: Throttle::new(config.slow),
             acks: Vec::new(),
             done: SmallVec::new(),
-            sent_upto: SmallVec::new(),
+            repeats: Repeats::new(REPEATS_PER_SLOT * usize::from(config.window.max(1))),
+            begin_with: None,
             busy: None,
             hold: None,
             notice_until: None,
@@ -282,6 +289,7 @@ impl Forwarder {
         }
         if self.drain != settings.drain {
             self.drain = settings.drain;
+            self.feed.set_live_share(self.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
             self.pace = Pace::new(&self.drain, self.clock.monotonic());
         }
         if self.slow != settings.slow {
@@ -311,6 +319,7 @@ impl Forwarder {
             let on_its_way = self.window.has(source) || self.refusals.iter().any(|r| r.origin.source == source);
             if !wanted && has && !on_its_way {
                 self.feed.give_back(source);
+                self.repeats.forget(source);
                 self.status.set_handed(bit, false);
                 tracing::info!(upstream = %self.name, lanes_of = self.feed.owner(source), "lanes are handed over");
             }
@@ -360,6 +369,9 @@ impl Forwarder {
                 self.throttle.begin();
                 self.status.counts.connects.fetch_add(1, Ordering::Relaxed);
                 self.feed.rewind();
+                if let Some((origin, sequence)) = self.begin_with.take() {
+                    self.feed.begin_with(origin, sequence);
+                }
                 self.window.clear();
                 (self.busy, self.hold, self.caught_up) = (None, None, false);
                 self.refresh();
@@ -519,13 +531,6 @@ impl Forwarder {
     /// Hands the run that was read to the uplink.
     fn enqueue_run(&mut self, origin: Origin, now: Monotonic) {
         let now_in_queue = self.hub.outbox().now();
-        let upto = match self.sent_upto.iter_mut().position(|(o, _)| *o == origin) {
-            Some(at) => at,
-            None => {
-                self.sent_upto.push((origin, 0));
-                self.sent_upto.len() - 1
-            }
-        };
         let live = !self.link.is_behind();
         let (mut sent, mut bytes) = (0u64, 0u64);
         for record in self.run.run.iter() {
@@ -543,7 +548,7 @@ impl Forwarder {
             }
             let topic = self.feed.map(origin.source, record.source(), record.topic());
             let waited = now_in_queue.since(record.accepted_at());
-            let repeated = sequence <= self.sent_upto[upto].1;
+            let repeated = self.repeats.take(origin, sequence);
             let marks;
             let marks = if self.limits.carries_marks {
                 let delayed = !live || repeated || waited >= DELAY_WORTH_A_MARK;
@@ -570,8 +575,6 @@ impl Forwarder {
             match outcome {
                 Ok(()) => {
                     self.window.push(InFlight { origin, sequence, sent_at: now, bytes: size });
-                    let upto = &mut self.sent_upto[upto].1;
-                    *upto = sequence.max(*upto);
                     self.pace.spend(size);
                     sent += 1;
                     bytes += size as u64;
@@ -580,6 +583,9 @@ impl Forwarder {
                     self.refusals.push(Refusal { origin, sequence, reason });
                 }
                 Err(UplinkOutcome::TryLater(reason)) => {
+                    if repeated {
+                        self.repeats.note(origin, sequence);
+                    }
                     self.busy = Some(reason);
                     break;
                 }
@@ -615,7 +621,10 @@ impl Forwarder {
                     }
                     self.refusals.push(Refusal { origin: publish.origin, sequence: publish.sequence, reason });
                 }
-                UplinkOutcome::TryLater(reason) => self.busy = Some(reason),
+                UplinkOutcome::TryLater(reason) => {
+                    self.repeats.note(publish.origin, publish.sequence);
+                    self.busy = Some(reason);
+                }
             }
         }
         if accepted > 0 {
@@ -714,8 +723,14 @@ impl Forwarder {
     async fn hang_up(&mut self, event: LinkEvent, detail: &str) {
         self.uplink.disconnect().await;
         self.step(event, detail);
+        self.begin_with = self.window.unanswered().next().map(|p| (p.origin, p.sequence));
+        for publish in self.window.unanswered() {
+            self.repeats.note(publish.origin, publish.sequence);
+        }
         // What is not set aside yet is refused again.
-        self.refusals.clear();
+        for refusal in self.refusals.drain(..) {
+            self.repeats.note(refusal.origin, refusal.sequence);
+        }
         self.window.clear();
         self.metrics.in_flight(0);
         self.feed.rewind();

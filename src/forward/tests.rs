@@ -12,7 +12,7 @@ use crate::escape::LinkState;
 use crate::hub::{Hub, LaneRule, QUARANTINE, Release};
 use crate::message::Inbound;
 use crate::outbox::sim::SimStorage;
-use crate::outbox::{DestinationId, Durability, LaneConfig, Outbox, OutboxConfig};
+use crate::outbox::{DestinationId, Durability, LaneConfig, Order, Outbox, OutboxConfig};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
@@ -628,4 +628,71 @@ async fn a_stop_ends_a_connect_and_a_wait_at_once() {
     task.await.unwrap();
     assert!(begin.elapsed() < Duration::from_millis(10));
     assert_eq!(status.snapshot().connects, 0);
+}
+
+/// A lane that is sent newest first, in segments of about 3,000 records.
+async fn newest_first() -> Rig {
+    let lane = LaneConfig { order: Order::Newest, quota_bytes: 1 << 20, ..lane("telemetry") };
+    let rule = LaneRule { lane: "telemetry".into(), filters: vec!["t".into()], weight: 1, strict: false };
+    Rig::with(vec![lane], vec![rule]).await
+}
+
+fn accept_all(rig: &Rig, numbers: std::ops::Range<u32>) {
+    numbers.clone().step_by(500).for_each(|from| rig.accept("cloud", "t", from..(from + 500).min(numbers.end)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_live_records_and_the_newest_leave_first_and_only_what_was_on_its_way_is_marked_as_repeated() {
+    let rig = newest_first().await;
+    accept_all(&rig, 0..6_000);
+    // The hundredth publish and all behind it are not answered on the first connection.
+    let (mut met, mut healed) = (0, false);
+    let uplink = Scripted::new(move |sent| {
+        met += 1;
+        healed |= sent.repeated;
+        (met < 100 || healed).then_some(UplinkOutcome::Accepted)
+    });
+    uplink.peer().breaks.push_back(LinkFailure::new(LinkCause::Tcp, "reset"));
+    let config = ForwarderConfig { window: 300, drain: DrainSpec { live_share: Some(80), ..DrainSpec::default() }, ..rig.config() };
+    let (status, _stop, _task) = rig.start(config, &uplink);
+    until(|| uplink.peer().connected_at.len() == 2).await;
+    accept_all(&rig, 6_000..6_010);
+    until(|| status.snapshot().queued == 0).await;
+    let sent: Vec<(u32, bool)> = uplink.peer().sent.iter().map(|s| (s.payload.parse().unwrap(), s.repeated)).collect();
+    let first = sent.iter().position(|(_, repeated)| *repeated).unwrap();
+    assert!((100..1_000).contains(&first), "{first}");
+    // Before the outage: the newest segment, forward.
+    assert!((2_500..5_000).contains(&sent[0].0) && sent[..first].windows(2).all(|w| w[1].0 == w[0].0 + 1), "{:?}", &sent[..5]);
+    // After it: each of those that were not answered, marked, and none else is; what is live before the oldest.
+    let lost: Vec<u32> = sent[99..first].iter().map(|(n, _)| *n).collect();
+    let repeated: Vec<u32> = sent.iter().filter(|(_, repeated)| *repeated).map(|(n, _)| *n).collect();
+    let mut again = repeated.clone();
+    again.sort_unstable();
+    assert_eq!(again, lost);
+    let at = |n: u32| sent.iter().position(|(m, _)| *m == n).unwrap();
+    assert!((6_000..6_010).all(|n| at(n) < first + 400) && at(0) > at(5_999), "{} {}", at(0), at(5_999));
+    let all: std::collections::BTreeSet<u32> = sent.iter().map(|(n, _)| *n).collect();
+    assert_eq!((all.len(), sent.len()), (6_010, 6_010 + lost.len()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_breaks_the_link_is_found_among_newer_ones_and_set_aside() {
+    let rig = newest_first().await;
+    rig.keep_writing();
+    accept_all(&rig, 0..5_000);
+    let uplink = Scripted::accepting();
+    uplink.peer().poison = Some("4500");
+    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    // There is always something newer that could be tried instead.
+    let mut next = 5_000;
+    until(|| {
+        accept_all(&rig, next..next + 3);
+        next += 3;
+        status.snapshot().refused == 1 || next > 30_000
+    })
+    .await;
+    until(|| status.snapshot().queued == 0).await;
+    assert_eq!((status.snapshot().refused, status.snapshot().acknowledged), (1, u64::from(next) - 1));
+    let aside = rig.hub.outbox().ledger().into_iter().find(|r| r.lane == QUARANTINE).map(|r| r.queued);
+    assert_eq!(aside, Some(1));
 }

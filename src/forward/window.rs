@@ -69,6 +69,11 @@ impl Window {
         self.slots.front().and_then(|slot| slot.as_ref()).map(|p| p.sent_at)
     }
 
+    /// What is unanswered, in the order sent.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = &InFlight> {
+        self.slots.iter().flatten()
+    }
+
     /// The only publish on its way, if it is one.
     pub(super) fn only(&self) -> Option<InFlight> {
         if self.waiting == 1 { self.slots.front().copied().flatten() } else { None }

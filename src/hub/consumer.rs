@@ -94,6 +94,12 @@ impl Consumer {
         Ok(read)
     }
 
+    /// How much of what is read of a lane that is replayed newest first, in percent of its bytes, is kept for live records while a backlog
+    /// waits; [`DEFAULT_LIVE_SHARE`](crate::outbox::DEFAULT_LIVE_SHARE) unless said.
+    pub fn set_live_share(&mut self, percent: u8) {
+        self.lanes.iter_mut().for_each(|(_, _, reader)| reader.set_live_share(percent));
+    }
+
     /// Resolves when there may be something new to read. Cancel-safe.
     pub fn readable(&self) -> impl Future<Output = ()> + Send + 'static {
         Self::any(&self.lanes)
@@ -134,6 +140,13 @@ impl Consumer {
             reader.rewind();
         }
         self.turn = 0;
+    }
+
+    /// After a rewind: what is read next of this lane is this record, if it is not done, whatever the lane's order.
+    pub fn begin_with(&mut self, lane: LaneId, sequence: u64) {
+        if let Some((_, _, reader)) = self.lanes.iter_mut().find(|(l, _, _)| *l == lane) {
+            reader.begin_with(sequence);
+        }
     }
 
     /// Records stored for the destination and not done, in strict lanes.

@@ -115,7 +115,7 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
                 lane.strict = there.strict;
                 // Senders may wait for the syncs of a lane that would have none any more.
                 if (lane.durability == Durability::Memory) != (there.durability == Durability::Memory) {
-                    (lane.durability, lane.spill_after) = (there.durability, there.spill_after);
+                    (lane.durability, lane.spill_after, lane.order) = (there.durability, there.spill_after, there.order);
                 }
                 true
             }
@@ -208,7 +208,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let lane = |a: &LaneSpec, b: &LaneSpec| {
         changed!(a, b, [
             "match": matches, "durability": durability, "quota": quota_bytes, "ttl": ttl, "onFull": when_full, "weight": weight, "strict": strict,
-            "floor": floor_bytes, "spillAfter": spill_after,
+            "floor": floor_bytes, "spillAfter": spill_after, "order": order,
         ])
     };
     let (a_lanes, b_lanes): (Vec<_>, Vec<_>) = (lanes(a).cloned().collect(), lanes(b).cloned().collect());

@@ -81,6 +81,7 @@ pub(super) fn lane(spec: &LaneSpec) -> LaneConfig {
         when_full: spec.when_full,
         floor_bytes: spec.floor_bytes,
         spill_after: spec.spill_after,
+        order: spec.order,
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::outbox::storage::Storage;
 
 /// The version that this binary writes. It grows when an older binary would misread what a newer one wrote, and only then.
-pub const STORE_VERSION: u32 = 1;
+pub const STORE_VERSION: u32 = 2;
 /// The version that folders without a version file have.
 const UNVERSIONED: u32 = 0;
 const FILE: &str = "store-version";
@@ -72,7 +72,8 @@ pub fn check(storage: &dyn Storage, dir: &Path) -> io::Result<Result<Option<u32>
 pub fn bring_forward(storage: &dyn Storage, dir: &Path, from: Option<u32>) -> io::Result<()> {
     match from {
         Some(STORE_VERSION) => return Ok(()),
-        // Version 1 is the first with a version file; nothing else is different.
+        // Version 1 is the first with a version file. From version 2 on cursors may say what is finished out of order (ADR 0012), without which
+        // counts are misread. Nothing that is there has to be changed.
         Some(from) => tracing::info!(from, to = STORE_VERSION, path = %dir.display(), "the data directory is brought to a newer version"),
         None => {}
     }
@@ -105,7 +106,7 @@ mod tests {
         assert_eq!((refused.found, refused.writer.as_str()), (7, "3.2.1"));
         let text = refused.to_string();
         assert!(
-            text.contains("version is 7 (written by 3.2.1)") && text.contains("up to 1") && text.contains("start selvedge 3.2.1 or later"),
+            text.contains("version is 7 (written by 3.2.1)") && text.contains("up to 2") && text.contains("start selvedge 3.2.1 or later"),
             "{text}"
         );
         std::fs::write(path(dir), "\0\0").unwrap();

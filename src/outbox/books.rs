@@ -47,6 +47,8 @@ pub struct LaneStatus {
     pub spilled_bytes: u64,
     /// The same of records that all had before they were written.
     pub spared_bytes: u64,
+    /// Stretches that are read or finished out of order, of all destinations (`order: newest`).
+    pub pieces: u64,
     /// Records lost to corruption.
     pub corrupt_records: u64,
     /// Why it takes nothing, if so.

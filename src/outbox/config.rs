@@ -70,6 +70,16 @@ impl Windows {
     }
 }
 
+/// What is sent first of what waits, when a link stands again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// What was accepted first. Order is kept.
+    #[default]
+    Oldest,
+    /// What is accepted from then on, and what was accepted last, a segment at a time (decision record 0012).
+    Newest,
+}
+
 /// One lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneConfig {
@@ -88,10 +98,13 @@ pub struct LaneConfig {
     /// Of a [`Durability::Memory`] lane: how long a record waits in memory for its destinations before it is written; zero writes it
     /// without waiting. Ignored in other lanes.
     pub spill_after: Duration,
+    /// What is sent first of what waits. [`Order::Newest`] compacts nothing, and keeps nothing out of the files:
+    /// [`spill_after`](Self::spill_after) is zero.
+    pub order: Order,
 }
 
 impl LaneConfig {
-    /// A lane of this name: `batched(20ms)`, 128 MiB, no lifetime, refuses when full, no floor.
+    /// A lane of this name: `batched(20ms)`, 128 MiB, no lifetime, refuses when full, no floor, oldest first.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -102,6 +115,7 @@ impl LaneConfig {
             when_full: WhenFull::Reject,
             floor_bytes: 0,
             spill_after: Duration::ZERO,
+            order: Order::Oldest,
         }
     }
 }

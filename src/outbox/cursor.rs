@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::sides::Sides;
+
 /// How a record ended for a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -24,6 +26,8 @@ pub(crate) struct Cursor {
     /// By base of a segment that begins at or after the position: records in it that are finished and stand in none of the sets above.
     /// There are never more than there are segments.
     in_segments: BTreeMap<u64, u64>,
+    /// What is read and finished out of order, of a lane that is replayed newest first. While there is any, nothing is read at the position.
+    pub sides: Sides,
     pub delivered: u64,
     pub expired: u64,
     pub evicted: u64,
@@ -38,6 +42,7 @@ impl Cursor {
             window: VecDeque::new(),
             ahead: ahead.into_iter().filter(|s| *s >= low).collect(),
             in_segments: BTreeMap::new(),
+            sides: Sides::default(),
             delivered,
             expired,
             evicted,
@@ -48,6 +53,12 @@ impl Cursor {
     /// With what was finished in segments ahead of the position, by base.
     pub fn with_segments(mut self, segments: impl IntoIterator<Item = (u64, u64)>) -> Self {
         self.in_segments = segments.into_iter().filter(|(_, count)| *count > 0).collect();
+        self
+    }
+
+    /// With what was finished out of order: first sequence, one past the last, and how many.
+    pub fn with_runs(mut self, runs: impl IntoIterator<Item = (u64, u64, u64)>) -> Self {
+        self.sides = Sides::restore(runs);
         self
     }
 
@@ -79,12 +90,12 @@ impl Cursor {
     pub fn finished_in(&self, base: u64, end: u64) -> u64 {
         let window = self.window.iter().filter(|(s, done)| *done && (base..end).contains(s)).count();
         let counted: u64 = self.in_segments.range(base..end).map(|(_, count)| count).sum();
-        window as u64 + self.ahead.range(base..end).count() as u64 + counted
+        window as u64 + self.ahead.range(base..end).count() as u64 + counted + self.sides.finished_in(base, end)
     }
 
     /// Whether records of this range are handed out, or the position stands between them.
     pub fn stands_in(&self, base: u64, end: u64) -> bool {
-        self.low() < end && self.next > base
+        (self.low() < end && self.next > base) || self.sides.touches(base, end)
     }
 
     /// So many more records of the segment ended in this way, ahead of the position, without having been handed out.
@@ -119,9 +130,55 @@ impl Cursor {
 
     /// Sequences finished at or after the position, for the cursor file.
     pub fn ahead(&self) -> Vec<u64> {
-        let mut all: Vec<u64> = self.window.iter().filter(|(_, done)| *done).map(|(s, _)| *s).chain(self.ahead.iter().copied()).collect();
+        let in_window = self.window.iter().filter(|(_, done)| *done).map(|(s, _)| *s);
+        let mut all: Vec<u64> = in_window.chain(self.ahead.iter().copied()).chain(self.sides.singles()).collect();
         all.sort_unstable();
         all
+    }
+
+    /// As [`hand_out`](Self::hand_out), by a reader of this piece of the sides, or at the position.
+    pub fn hand_out_in(&mut self, piece: Option<u64>, sequence: u64) -> bool {
+        let Some(key) = piece else { return self.hand_out(sequence) };
+        let done = self.ahead.remove(&sequence);
+        self.sides.hand_out(key, sequence, done);
+        !done
+    }
+
+    /// Where this piece of the sides, or the lane at the position, is read on.
+    pub fn next_in(&self, piece: Option<u64>) -> u64 {
+        piece.map_or(self.next, |key| self.sides.span(key).map_or(u64::MAX, |(next, _)| next))
+    }
+
+    /// Reads on from here, in this piece of the sides or at the position.
+    pub fn set_next_in(&mut self, piece: Option<u64>, next: u64) {
+        match piece {
+            Some(key) => self.sides.set_next(key, next),
+            None => self.set_next(next),
+        }
+    }
+
+    /// What was handed out at the position becomes pieces, one for each segment; `bases` are where segments begin.
+    pub fn park(&mut self, bases: impl Iterator<Item = u64>) {
+        let (low, end) = (self.low(), self.next);
+        self.next = low;
+        let (mut window, mut start) = (std::mem::take(&mut self.window), low);
+        for bound in bases.filter(|b| low < *b && *b < end).chain([end]) {
+            let rest = window.split_off(window.partition_point(|(s, _)| *s < bound));
+            self.sides.park(start, bound, std::mem::replace(&mut window, rest));
+            start = bound;
+        }
+    }
+
+    /// Moves the position past what the sides have finished from it on. When they have left nothing out, reading goes on in order.
+    pub fn absorb(&mut self) {
+        if self.sides.is_empty() {
+            return;
+        }
+        self.next = self.sides.absorb(self.next);
+        if let Some((next, window)) = self.sides.join(self.next) {
+            (self.next, self.window) = (next, window);
+        }
+        self.slide();
     }
 
     /// The reader met this record; false when it is finished already and must not be handed out.
@@ -135,7 +192,11 @@ impl Cursor {
 
     /// A record that was handed out ended; false when it was not out (acknowledged twice, evicted meanwhile).
     pub fn finish(&mut self, sequence: u64, end: End) -> bool {
-        let Ok(at) = self.window.binary_search_by_key(&sequence, |(s, _)| *s) else { return false };
+        let Ok(at) = self.window.binary_search_by_key(&sequence, |(s, _)| *s) else {
+            let finished = self.sides.finish(sequence);
+            self.count(end, u64::from(finished));
+            return finished;
+        };
         if std::mem::replace(&mut self.window[at].1, true) {
             return false;
         }
@@ -172,6 +233,7 @@ impl Cursor {
         self.next = self.low();
         let finished = self.window.drain(..).filter(|(_, done)| *done).map(|(s, _)| s);
         self.ahead.extend(finished);
+        self.sides.rewind(&mut self.ahead);
     }
 
     /// What stands from here to `end` in the segment that begins with `base` cannot be read; what was handed out before still counts.
@@ -197,6 +259,7 @@ impl Cursor {
         self.window.retain(|(s, _)| *s >= end);
         self.ahead = self.ahead.split_off(&end);
         self.in_segments = self.in_segments.split_off(&end);
+        self.sides.drop_before(end);
         self.next = self.next.max(end);
         self.count(how, lost);
         self.slide();

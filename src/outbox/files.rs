@@ -33,6 +33,10 @@ pub(crate) struct CursorEntry {
     /// Base of a segment ahead of `low`, and how many records in it are finished that are not in `ahead`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<(u64, u64)>,
+    /// Sequences ahead of `low`, from the first to before the second, in which everything is finished, and how many records that is
+    /// beside those in `ahead` and `segments`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<(u64, u64, u64)>,
 }
 
 /// All cursors at one moment.
@@ -78,6 +82,7 @@ mod tests {
                 counts: [1, 2, 3, 4],
                 dropped: 0,
                 segments: vec![(8, 2)],
+                runs: vec![(20, 30, 9)],
             }],
             next: vec![("default".into(), 9)],
             compacted: vec![("default".into(), 3, 1 << 32)],
@@ -97,6 +102,6 @@ mod tests {
         let mut file = format!("{:08x}\n", crc32fast::hash(body)).into_bytes();
         file.extend_from_slice(body);
         let page: CursorPage = decode(&file).unwrap();
-        assert_eq!((page.entries[0].low, page.entries[0].segments.len()), (5, 0));
+        assert_eq!((page.entries[0].low, page.entries[0].segments.len(), page.entries[0].runs.len()), (5, 0, 0));
     }
 }

@@ -12,7 +12,7 @@ use super::cursor::{Cursor, End};
 use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
 use super::storage::StoredFile;
-use super::{DestinationId, Durability, LaneConfig, NewRecord, OutboxError, WhenFull};
+use super::{DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, WhenFull};
 use crate::time::Timestamp;
 
 /// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
@@ -108,10 +108,16 @@ pub(crate) struct Lane {
     pub segments: VecDeque<Segment>,
     /// Segments whose file the writer has to remove.
     pub garbage: Vec<Segment>,
+    /// The same, but others stand before them: only once the cursor file says durably that they are finished.
+    pub middle: Vec<Segment>,
+    /// Segments in the middle may be finished.
+    pub middle_due: bool,
     pub places: BTreeMap<DestinationId, Place>,
     pub next_sequence: u64,
     /// One past the last sequence that can be read from a file, or that nobody needs to read any more.
     pub written: u64,
+    /// One past the last sequence whose place in a file is final: a sync that fails moves what is behind it.
+    pub settled: u64,
     /// Accepted per destination before `written`.
     pub written_accepted: BTreeMap<DestinationId, u64>,
     /// One past the last sequence that ever stood in a file.
@@ -143,9 +149,12 @@ impl Lane {
             config,
             segments: VecDeque::new(),
             garbage: Vec::new(),
+            middle: Vec::new(),
+            middle_due: false,
             places: BTreeMap::new(),
             next_sequence: 1,
             written: 1,
+            settled: 1,
             written_accepted: BTreeMap::new(),
             filed: 1,
             gap: false,
@@ -175,9 +184,10 @@ impl Lane {
     }
 
     /// Whether segments are compacted. Where records may be finished in memory and never written, segments do not hold all that their
-    /// counts know, so there the oldest go.
+    /// counts know, so there the oldest go; so do they while segments are finished out of order.
     pub fn compacts(&self) -> bool {
-        self.config.when_full.compacts() && !self.holds()
+        let in_order = self.config.order == Order::Oldest && self.places.values().all(|p| p.cursor.sides.is_empty());
+        self.config.when_full.compacts() && !self.holds() && in_order
     }
 
     /// Compaction begins early enough that appending seldom has to wait for it: with two segments' room left.
@@ -233,6 +243,9 @@ impl Lane {
         let waiting = self.waiting_bytes() as u64;
         let quota = self.quota();
         while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > quota {
+            if self.free_middle() {
+                continue;
+            }
             if self.config.when_full == WhenFull::DropNewest {
                 dropped = true;
                 break;
@@ -467,6 +480,7 @@ impl Lane {
             }
             self.drop_front(if needed { End::Expired } else { End::Delivered });
         }
+        self.free_middle();
     }
 
     /// Records stored for a destination and not finished.

@@ -14,7 +14,7 @@ struct Scrape(Outbox);
 
 type OfLane = (&'static str, &'static str, MetricType, fn(&LaneStatus) -> u64);
 
-const LANES: [OfLane; 6] = [
+const LANES: [OfLane; 7] = [
     ("selvedge_outbox_accepted_bytes", "Payload bytes accepted", MetricType::Counter, |l| l.accepted_bytes),
     ("selvedge_outbox_disk_bytes", "Bytes that the lane takes on disk, preallocation included", MetricType::Gauge, |l| l.disk_bytes),
     ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk", MetricType::Gauge, |l| l.quota_bytes),
@@ -25,6 +25,12 @@ const LANES: [OfLane; 6] = [
     ("selvedge_outbox_spared_bytes", "Bytes of records of lanes with spillAfter that never touched the disk", MetricType::Counter, |l| {
         l.spared_bytes
     }),
+    (
+        "selvedge_outbox_pieces",
+        "Stretches that are read or finished out of order (order: newest), of all destinations; at 1024 of one, its oldest records go first",
+        MetricType::Gauge,
+        |l| l.pieces,
+    ),
 ];
 
 impl Collector for Scrape {
@@ -86,6 +92,7 @@ mod tests {
             "# TYPE selvedge_outbox_flash_bytes_total counter",
             "selvedge_outbox_accepted_bytes_total{lane=\"default\"} 0",
             "selvedge_outbox_held_bytes{lane=\"other\"} 0",
+            "selvedge_outbox_pieces{lane=\"other\"} 0",
             "selvedge_outbox_spared_bytes_total{lane=\"other\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -22,10 +22,12 @@ mod lane;
 mod loss;
 mod merge;
 mod metrics;
+mod newest;
 mod peek;
 mod reader;
 mod recover;
 mod salvage;
+mod sides;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sim;
 pub mod storage;
@@ -46,11 +48,12 @@ use crate::time::{Clock, QueueClock, Timestamp};
 pub use books::{LaneStatus, LedgerRow, WriteCounts};
 use books::{Stats, row};
 use config::LINGER_BYTES;
-pub use config::{Durability, LaneConfig, MIN_QUOTA_BYTES, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
+pub use config::{Durability, LaneConfig, MIN_QUOTA_BYTES, Order, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
 pub use loss::{Loss, LossReason};
+pub use newest::DEFAULT_LIVE_SHARE;
 pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
 pub use recover::Recovery;
@@ -630,6 +633,7 @@ impl Outbox {
                     held_bytes: lane.hold.bytes() as u64,
                     spilled_bytes: lane.hold.spilled,
                     spared_bytes: lane.hold.spared,
+                    pieces: lane.places.values().map(|p| p.cursor.sides.len() as u64).sum(),
                     corrupt_records: lane.corrupt_records,
                     failure: lane.failure.clone(),
                 }

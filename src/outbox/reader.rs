@@ -1,5 +1,6 @@
 //! Reading a destination's records, a run at a time: from segment files, and the newest from what waits to be written.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use super::codec::{self, Broken, RawRecord};
 use super::cursor::Cursor;
 use super::lane::Epochs;
 use super::loss::{Loss, LossReason};
+use super::newest::SideReader;
+use super::storage::StoredFile;
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, salvage, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
@@ -55,26 +58,53 @@ impl Run {
         self.filled = 0;
     }
 
-    /// Takes up to `max_records` of the destination out of the buffer and notes them as handed out; those whose life is over are
-    /// counted and left out. Returns how many bytes that took, and what was left out.
-    fn hand_out(
+    /// Reads what stands at this offset, at least a whole record if there is one; says why there is none.
+    ///
+    /// # Errors
+    /// `Directory` when it cannot be read.
+    pub(super) fn fill(
         &mut self,
-        cursor: &mut Cursor,
-        destination: DestinationId,
-        max_records: usize,
+        (file, path): (&dyn StoredFile, &Path),
+        offset: u64,
+        data_end: u64,
+        max_bytes: usize,
         largest: usize,
-        now: Timestamp,
-        ttl: Option<Duration>,
-    ) -> (usize, Option<Loss>) {
+    ) -> Result<Option<Broken>, OutboxError> {
+        let mut want = max_bytes.max(READ_BYTES).min((data_end - offset) as usize);
+        loop {
+            if self.buffer.len() < want {
+                self.buffer.resize(want, 0);
+            }
+            self.filled = file.read_at(offset, &mut self.buffer[..want]).map_err(|e| OutboxError::Directory {
+                what: "cannot read",
+                path: path.to_owned(),
+                detail: e.to_string(),
+            })?;
+            match codec::decode_record(&self.buffer[..self.filled], largest) {
+                Err(Broken::Incomplete(n)) if n as u64 <= data_end - offset && n > want => want = n,
+                Err(broken) => return Ok(Some(broken)),
+                Ok(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Takes what is wanted out of the buffer and notes it as handed out; records whose life is over are counted and left out. Returns
+    /// how many bytes that took, and what was left out.
+    pub(super) fn hand_out(&mut self, cursor: &mut Cursor, wanted: &Wanted) -> (usize, Option<Loss>) {
+        let Wanted { destination, piece, limit, max_records, largest, now, ttl } = *wanted;
         let (mut at, mut expired) = (0, None::<Loss>);
         while at < self.filled && self.bodies.len() < max_records {
             let Ok((record, length)) = codec::decode_record(&self.buffer[at..self.filled], largest) else { break };
             let sequence = record.sequence;
-            if sequence >= cursor.next() {
+            if sequence >= limit {
+                cursor.set_next_in(piece, limit);
+                break;
+            }
+            if sequence >= cursor.next_in(piece) {
                 if record.destinations().any(|d| d == destination) {
                     let age = now.since(record.accepted_at);
                     let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
-                    if cursor.hand_out(sequence) {
+                    if cursor.hand_out_in(piece, sequence) {
                         if over {
                             cursor.finish(sequence, End::Expired);
                             let one = Loss::one(sequence, record.accepted_at);
@@ -87,13 +117,28 @@ impl Run {
                         }
                     }
                 } else {
-                    cursor.set_next(sequence + 1);
+                    cursor.set_next_in(piece, sequence + 1);
                 }
             }
             at += length;
         }
         (at, expired)
     }
+}
+
+/// Which records are taken out of a run's buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub destination: DestinationId,
+    /// The piece of its sides that is read; none for its position.
+    pub piece: Option<u64>,
+    /// None from this sequence on.
+    pub limit: u64,
+    pub max_records: usize,
+    /// Most bytes of one.
+    pub largest: usize,
+    pub now: Timestamp,
+    pub ttl: Option<Duration>,
 }
 
 /// A stored record, in the run's buffer.
@@ -158,16 +203,18 @@ pub(super) type SegmentKey = (u64, u32, u32);
 
 /// Reads one destination's records from one lane.
 pub struct Reader {
-    shared: Arc<Shared>,
-    destination: DestinationId,
+    pub(super) shared: Arc<Shared>,
+    pub(super) destination: DestinationId,
     lane: LaneId,
     seen: tokio::sync::watch::Receiver<u64>,
     /// Segment (base, epoch and attempt of its file), and the offset of the record with this sequence or a later one.
-    place: Option<(SegmentKey, u64, u64)>,
+    pub(super) place: Option<(SegmentKey, u64, u64)>,
     /// How far what waits to be written has been read: its first sequence (which no other such buffer has) and an offset.
     tail: Option<(u64, usize)>,
     /// A segment in which records were lost: how many is known at its end.
     damaged: Option<SegmentKey>,
+    /// The same of what is read out of order.
+    pub(super) sides: SideReader,
 }
 
 impl std::fmt::Debug for Reader {
@@ -179,12 +226,12 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
         let seen = shared.lanes[usize::from(lane.0)].readable.subscribe();
-        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None, damaged: None };
+        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None, damaged: None, sides: SideReader::default() };
         reader.rewind();
         reader
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, super::Lane> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, super::Lane> {
         self.shared.lanes[usize::from(self.lane.0)].lock()
     }
 
@@ -197,6 +244,9 @@ impl Reader {
         run.clear();
         run.lane = Some(self.lane);
         self.seen.borrow_and_update();
+        if let Some(read) = self.next_of_sides(max_records, max_bytes, run)? {
+            return Ok(read);
+        }
         loop {
             // Where to read: decided under the lock, read without it.
             let (file, key, epochs, offset, data_end, largest, path, ttl) = {
@@ -264,22 +314,7 @@ impl Reader {
                 let largest = writer::segment_bytes(&self.shared.config, &lane.config);
                 (segment.file.clone(), key, segment.epochs.clone(), offset, segment.data_end, largest as usize, segment.path.clone(), lane.config.ttl)
             };
-            let mut want = max_bytes.max(READ_BYTES).min((data_end - offset) as usize);
-            let broken = loop {
-                if run.buffer.len() < want {
-                    run.buffer.resize(want, 0);
-                }
-                run.filled = file.read_at(offset, &mut run.buffer[..want]).map_err(|e| OutboxError::Directory {
-                    what: "cannot read",
-                    path: path.clone(),
-                    detail: e.to_string(),
-                })?;
-                match codec::decode_record(&run.buffer[..run.filled], largest) {
-                    Err(Broken::Incomplete(n)) if n as u64 <= data_end - offset && n > want => want = n,
-                    Err(broken) => break Some(broken),
-                    Ok(_) => break None,
-                }
-            };
+            let broken = run.fill((file.as_ref(), &path), offset, data_end, max_bytes, largest)?;
             let now = self.shared.clock.now();
             let mut lane = self.lock();
             let Ok(at) = lane.segments.binary_search_by_key(&key, |s| (s.base, s.epoch, s.attempt)) else {
@@ -310,7 +345,8 @@ impl Reader {
             }
             run.epochs = epochs;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Ok(0) };
-            let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run
+                .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
             let next = place.cursor.next();
             lane.note_expired(self.destination, expired);
             drop(lane);
@@ -358,7 +394,8 @@ impl Reader {
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
             run.epochs = Epochs::from_slice(&[(0, self.shared.epoch)]);
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
-            let (at, expired) = run.hand_out(&mut place.cursor, self.destination, max_records, largest, now, ttl);
+            let (at, expired) = run
+                .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
             lane.note_expired(self.destination, expired);
             self.tail = Some((first, offset + at));
             if !run.bodies.is_empty() || at == 0 {
@@ -406,6 +443,8 @@ impl Reader {
             }
         }
         let trim = lane.segments.get(1).is_some_and(|next| low >= next.base);
+        lane.tidy(self.destination, self.shared.epoch);
+        let trim = trim || lane.middle_due;
         drop(lane);
         if trim {
             self.shared.signal.raise(false);
@@ -417,9 +456,8 @@ impl Reader {
         self.place = None;
         self.tail = None;
         self.damaged = None;
-        if let Some(place) = self.lock().places.get_mut(&self.destination) {
-            place.cursor.rewind();
-        }
+        self.sides.forget();
+        self.lock().rewind(self.destination, self.shared.epoch);
     }
 
     /// Records stored for the destination and not finished.

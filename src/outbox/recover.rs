@@ -243,7 +243,9 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
 }
 
 fn restored(entry: &CursorEntry) -> Cursor {
-    Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts).with_segments(entry.segments.iter().copied())
+    Cursor::restore(entry.low, entry.ahead.iter().copied(), entry.counts)
+        .with_segments(entry.segments.iter().copied())
+        .with_runs(entry.runs.iter().copied())
 }
 
 /// Whether a destination has come further than a compacted segment knows: then it was never put in the place of the old ones.
@@ -409,11 +411,23 @@ fn recover_lane(
     for id in accepted.keys() {
         places.entry(*id).or_insert_with(|| Place { cursor: Cursor::restore(1, [], [0; 4]), ..Place::default() });
     }
+    // Removed from between others, which a power cut has undone: what was finished there is told with what stands before it.
+    for at in (0..lane.segments.len().saturating_sub(1)).rev() {
+        let base = lane.segments[at].base;
+        if places.values().any(|p| p.cursor.sides.crosses(base))
+            && let Some(segment) = lane.segments.remove(at)
+        {
+            lane.garbage.push(segment);
+        }
+    }
     let first = lane.segments.front().map(|s| (s.base, s.accepted_before.clone()));
     let last = lane.segments.back().map(|s| (s.base, s.accepted_before.clone()));
     let tail = lane.written;
     for (id, place) in &mut places {
-        lane.next_sequence = lane.next_sequence.max(place.cursor.low());
+        place.cursor.sides.move_behind(tail);
+        let ends = place.cursor.sides.runs().last().map_or(0, |(_, end, _)| *end);
+        lane.next_sequence = lane.next_sequence.max(place.cursor.low()).max(ends);
+        lane.middle_due |= ends > 0;
         // Records that were finished before they were written: the file does not know them, the books do.
         place.accepted = accepted.get(id).copied().unwrap_or(0);
         if place.cursor.low() < tail {
@@ -440,6 +454,7 @@ fn recover_lane(
         }
     }
     lane.written = lane.next_sequence;
+    lane.settled = lane.written;
     lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
     lane.places = places;
     Ok(lane)

@@ -10,6 +10,7 @@ use crate::time::{ManualClock, Timestamp};
 mod compact;
 mod damage;
 mod hold;
+mod newest;
 
 const PAYLOAD: usize = 200;
 

@@ -155,6 +155,7 @@ impl Writer {
             }
         }
         let mut garbage: Vec<Segment> = Vec::new();
+        let mut middle: Vec<Vec<Segment>> = Vec::new();
         for (cell, writer) in self.shared.lanes.iter().zip(&self.lanes) {
             let mut lane = cell.lock();
             let wall = self.shared.clock.now();
@@ -162,15 +163,26 @@ impl Writer {
             let keep = usize::from(!lane.gap || writer.active.is_some());
             lane.trim(wall, keep);
             garbage.append(&mut lane.garbage);
+            middle.push(std::mem::take(&mut lane.middle));
         }
         // Cursors go first, so that a restart in between counts the removed records as what they became.
         let due = self.page_due.is_some_and(|due| now >= due);
-        if last || due || !garbage.is_empty() {
-            self.write_page(last);
+        let durable = last || middle.iter().any(|m| !m.is_empty());
+        let mut known = false;
+        if durable || due || !garbage.is_empty() {
+            known = self.write_page(durable);
             self.page_due = None;
         }
         for segment in garbage {
             self.remove(&segment);
+        }
+        for (cell, mut segments) in self.shared.lanes.iter().zip(middle) {
+            if known {
+                segments.iter().for_each(|segment| self.remove(segment));
+            } else {
+                // What stands before them is not finished, so nothing else would tell of them after a power cut.
+                cell.lock().middle.append(&mut segments);
+            }
         }
         if !last {
             self.schedule_page(now);
@@ -290,6 +302,7 @@ impl Writer {
             let durable = writer.unsynced.front().or(writer.stuck.front()).map_or(lane.written, |c| c.first);
             // Sequences that were dropped at once have nothing to wait for.
             let idle = writer.unsynced.is_empty() && writer.stuck.is_empty() && lane.is_idle();
+            lane.settled = lane.settled.max(durable);
             let durable = if idle { lane.next_sequence } else { durable };
             let reader_waits = std::mem::take(&mut lane.reader_waits);
             (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false }, reader_waits)
@@ -494,6 +507,7 @@ impl Writer {
                     counts: [place.cursor.delivered, place.cursor.expired, place.cursor.evicted, place.cursor.aggregated],
                     dropped: place.dropped,
                     segments: place.cursor.in_segments(),
+                    runs: place.cursor.sides.runs(),
                 });
             }
         }
@@ -534,11 +548,14 @@ impl Writer {
         })
     }
 
-    fn write_page(&mut self, durable: bool) {
+    /// Returns whether the page on the disk says what is so now.
+    fn write_page(&mut self, durable: bool) -> bool {
         let mut page = self.current_page();
         if page == self.page && !durable {
-            return;
+            return true;
         }
+        // Segments that were removed from between others are told of by the page alone, so none is left to chance meanwhile.
+        let durable = durable || page.entries.iter().any(|e| !e.runs.is_empty());
         page.generation += 1;
         let path: PathBuf = self.shared.config.dir.join(recover::CURSORS[(page.generation % 2) as usize]);
         let bytes = files::encode(&page);
@@ -547,9 +564,11 @@ impl Writer {
                 let bytes = bytes.len() as u64;
                 self.shared.stats.wrote(bytes, BLOCK * (bytes.div_ceil(BLOCK) + FILE_BLOCKS));
                 self.page = page;
+                true
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), error = %error, "cursors could not be written; after a restart some records are sent again")
+                tracing::warn!(path = %path.display(), error = %error, "cursors could not be written; after a restart some records are sent again");
+                false
             }
         }
     }

@@ -14,7 +14,7 @@ use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
 use crate::hub::{NOTICES, QUARANTINE, ShardKey, When};
-use crate::outbox::{Durability, MIN_QUOTA_BYTES, WhenFull, Windows};
+use crate::outbox::{Durability, MIN_QUOTA_BYTES, Order, WhenFull, Windows};
 use crate::telemetry::logs::parse_level;
 use crate::topic;
 use crate::units;
@@ -140,10 +140,10 @@ pub(crate) fn parse_durability(text: &str) -> Result<Durability, String> {
     }
 }
 
-fn spill_after(fields: &mut Fields<'_>, durability: Durability, findings: &mut Findings<'_>) -> Duration {
+fn spill_after(fields: &mut Fields<'_>, durability: Durability, order: Order, findings: &mut Findings<'_>) -> Duration {
     let key = fields.key("spillAfter");
     let Some((text, line)) = fields.text("spillAfter", findings) else {
-        return if durability == Durability::Memory { DEFAULT_SPILL } else { Duration::ZERO };
+        return if durability == Durability::Memory && order == Order::Oldest { DEFAULT_SPILL } else { Duration::ZERO };
     };
     let time = units::parse_duration(&text).ok().filter(|t| t.is_zero() || (SHORTEST_SPILL..=LONGEST_SPILL).contains(t));
     if time.is_none() {
@@ -151,6 +151,9 @@ fn spill_after(fields: &mut Fields<'_>, durability: Durability, findings: &mut F
     }
     if durability != Durability::Memory {
         findings.add(Severity::Error, line, &key, "is for durability: memory: records of other lanes are written before their sender is answered");
+    }
+    if order == Order::Newest && time.is_some_and(|t| !t.is_zero()) {
+        findings.add(Severity::Error, line, &key, format!("found {text:?}; accepted is 0 with order: newest, which reads from the files"));
     }
     time.unwrap_or(DEFAULT_SPILL)
 }
@@ -194,23 +197,25 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
     let ttl = fields.duration("ttl", DEFAULT_TTL, findings);
     let when_full = fields.parsed("onFull", WhenFull::DropOldest, findings, parse_when_full);
     let weight = fields.number("weight", 1, 1..=100, findings) as u32;
-    let key = fields.key("order");
-    if let Some((order, line)) = fields.text("order", findings) {
-        match order.as_str() {
-            "oldest" => {}
-            "newest" => findings.add(Severity::Warning, line, &key, "newest is not served yet: the lane is sent oldest first"),
-            _ => findings.add(Severity::Error, line, &key, format!("found {order:?}; accepted is oldest or newest")),
-        }
+    let order = fields.parsed("order", Order::Oldest, findings, |t| match t {
+        "oldest" => Ok(Order::Oldest),
+        "newest" => Ok(Order::Newest),
+        _ => Err("oldest or newest".to_owned()),
+    });
+    if order == Order::Newest && matches!(when_full, WhenFull::KeepLatest | WhenFull::Downsample(_)) {
+        let (key, line) = (fields.key("order"), fields.line());
+        let text = "newest does not go with onFull: keep-latest-per-key or downsample, which merge what is read in order; accepted with newest are reject, drop-oldest and drop-newest";
+        findings.add(Severity::Error, line, &key, text);
     }
     let strict = fields.flag("strict", false, findings);
     let floor_bytes = fields.size("floor", 0, 0..=quota_bytes, findings);
-    let spill_after = spill_after(&mut fields, durability, findings);
+    let spill_after = spill_after(&mut fields, durability, order, findings);
     if !spill_after.is_zero() && matches!(when_full, WhenFull::KeepLatest | WhenFull::Downsample(_)) {
         let key = fields.key("onFull");
         findings.add(Severity::Warning, fields.line(), &key, "merges nothing while spillAfter is not 0: the lane gives its oldest up instead");
     }
     fields.finish(findings);
-    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes, spill_after })
+    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes, spill_after, order })
 }
 
 fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {
@@ -274,7 +279,14 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
             rate.finish(findings);
         }
         drain.jitter = fields.duration("jitter", Duration::ZERO, findings);
-        fields.not_served("liveShare", findings);
+        drain.live_share = fields.parsed("liveShare", None, findings, |t| parse_share(t).map(Some));
+        // Order is what the others promise, so there is nothing to divide in them.
+        let in_order: Vec<&str> = lanes.iter().filter(|l: &&LaneSpec| l.order == Order::Oldest).map(|l| l.name.as_str()).collect();
+        if drain.live_share.is_some() && (!in_order.is_empty() || lanes.is_empty()) {
+            let of = if in_order.is_empty() { "default".to_owned() } else { in_order.join(", ") };
+            let text = format!("has no effect on lanes with order: oldest, which keep order ({of}); it divides lanes with order: newest alone");
+            findings.add(Severity::Warning, fields.line(), &fields.key("liveShare"), text);
+        }
         drain.slow_start = fields.duration("slowStart", Duration::ZERO, findings);
         fields.finish(findings);
     }
@@ -376,6 +388,14 @@ fn budget(fields: &mut Fields<'_>, name: &'static str, per: &'static str, findin
         let size = t.strip_suffix(per).and_then(|size| units::parse_size(size.trim_end()).ok());
         size.filter(|size| *size >= SMALLEST_BUDGET).map(Some).ok_or_else(|| format!("a size of at least 1MB with {per}, such as 500MB{per}"))
     })
+}
+
+/// A part of the whole, in percent: a fraction or a percentage.
+fn parse_share(text: &str) -> Result<u8, String> {
+    let fraction = || text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n)).map(|n| (n * 100.0).round() as u8);
+    let percent = || text.strip_suffix('%').unwrap_or(text).trim_end().parse::<u8>().ok().filter(|n| *n <= 100);
+    if text.ends_with('%') { percent() } else { fraction().or_else(percent) }
+        .ok_or_else(|| "a fraction from 0 to 1 such as 0.7, or a percentage such as 70%".to_owned())
 }
 
 fn parse_percent(text: &str) -> Result<u8, String> {

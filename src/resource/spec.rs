@@ -8,7 +8,7 @@ use super::key_source::KeySource;
 use crate::escape::ModeConfig;
 use crate::hub::ShardKey;
 use crate::outbox::storage::Space;
-use crate::outbox::{Durability, WhenFull};
+use crate::outbox::{Durability, Order, WhenFull};
 
 /// Where a property's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,6 +280,8 @@ pub struct LaneSpec {
     pub floor_bytes: u64,
     /// Of a memory lane: how long a record waits in memory for its destinations before it is written; zero = not at all.
     pub spill_after: Duration,
+    /// What is sent first of what waits.
+    pub order: Order,
 }
 
 /// `spec.drain` of a forwarding.
@@ -293,6 +295,9 @@ pub struct DrainSpec {
     pub jitter: Duration,
     /// How long a drain takes to come to its full window.
     pub slow_start: Duration,
+    /// Percent of what a lane with `order: newest` sends that is kept for live records while its backlog waits; `None` =
+    /// [`DEFAULT_LIVE_SHARE`](crate::outbox::DEFAULT_LIVE_SHARE).
+    pub live_share: Option<u8>,
 }
 
 /// `kind: Forwarding`: what goes where, how safe, for how long.

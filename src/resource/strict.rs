@@ -171,13 +171,6 @@ impl<'n> Fields<'n> {
         Some(Fields::new(node, &self.key(name), findings))
     }
 
-    /// A key of the design that this version does not act on yet: said in one line, and nothing else happens.
-    pub fn not_served(&mut self, name: &'static str, findings: &mut Findings<'_>) {
-        if let Some(node) = self.raw(name) {
-            findings.add(Severity::Warning, node.line, &self.key(name), "is not served yet and has no effect");
-        }
-    }
-
     /// Reports keys that nobody asked for.
     pub fn finish(self, findings: &mut Findings<'_>) {
         for (name, line, _) in self.node.entries() {

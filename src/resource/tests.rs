@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::outbox::{Durability, WhenFull, Windows};
+use crate::outbox::{Durability, Order, WhenFull, Windows};
 
 fn load_text(text: &str) -> Resources {
     let dir = tempfile::tempdir().unwrap();
@@ -163,6 +163,48 @@ fn memory_lanes_hold_records_back_for_a_time_that_can_be_set() {
     let all: Vec<String> = r.problems.iter().map(ToString::to_string).collect();
     assert!(all[0].contains("a.yaml:6: spec.lanes[0].spillAfter found \"5ms\"; accepted is 0, or a time from 100ms to 1h"), "{all:?}");
     assert!(all[1].contains("a.yaml:7: spec.lanes[1].spillAfter is for durability: memory"), "{all:?}");
+}
+
+#[test]
+fn lanes_are_replayed_newest_first_where_that_has_a_meaning_and_the_live_share_says_where_it_acts() {
+    let of = |text: &str| {
+        let r = load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n{text}"));
+        let problems: Vec<String> = r.problems.iter().map(|p| format!("{:?} {p}", p.severity)).collect();
+        (r, problems)
+    };
+    let (r, problems) = of("  lanes:\n    - {name: a, match: [a], order: newest}\n    - {name: b, match: [b], order: newest, durability: memory}\n");
+    assert!(problems.is_empty(), "{problems:?}");
+    let lanes = &r.forwardings[0].lanes;
+    assert_eq!((lanes[0].order, lanes[1].spill_after, r.forwardings[0].drain.live_share), (Order::Newest, Duration::ZERO, None));
+    for (share, percent) in [("0.7", 70), ("70%", 70), ("70", 70), ("1", 100), ("0", 0), ("0.05", 5)] {
+        let (r, problems) = of(&format!("  lanes: [{{name: a, match: [a], order: newest}}]\n  drain: {{liveShare: {share}}}\n"));
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(r.forwardings[0].drain.live_share, Some(percent));
+    }
+    for (text, problem) in [
+        ("  drain: {liveShare: 1.5}\n", "Error a.yaml:5: spec.drain.liveShare found \"1.5\"; accepted is a fraction from 0 to 1 such as 0.7"),
+        ("  drain: {liveShare: 120%}\n", "Error a.yaml:5: spec.drain.liveShare found \"120%\"; accepted is a fraction"),
+        (
+            "  drain: {liveShare: 0.7}\n",
+            "Warning a.yaml:5: spec.drain.liveShare has no effect on lanes with order: oldest, which keep order (default)",
+        ),
+        (
+            "  lanes: [{name: a, match: [a], order: newest}, {name: b, match: [b]}]\n  drain: {liveShare: 0.7}\n",
+            "Warning a.yaml:6: spec.drain.liveShare has no effect on lanes with order: oldest, which keep order (b)",
+        ),
+        ("  lanes: [{name: a, match: [a], order: latest}]\n", "Error a.yaml:5: spec.lanes[0].order found \"latest\"; accepted is oldest or newest"),
+        (
+            "  lanes: [{name: a, match: [a], order: newest, onFull: keep-latest-per-key}]\n",
+            "Error a.yaml:5: spec.lanes[0].order newest does not go with onFull: keep-latest-per-key or downsample",
+        ),
+        (
+            "  lanes: [{name: a, match: [a], order: newest, durability: memory, spillAfter: 1s}]\n",
+            "Error a.yaml:5: spec.lanes[0].spillAfter found \"1s\"; accepted is 0 with order: newest",
+        ),
+    ] {
+        let (_, problems) = of(text);
+        assert!(problems.iter().any(|p| p.starts_with(problem)), "{problem}\nin\n{problems:?}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod doctor;
 mod escape;
 mod init;
 mod newcomer;
+mod newest;
 mod queue;
 mod reload;
 mod routes;

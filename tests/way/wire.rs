@@ -195,6 +195,37 @@ fn a_second_connection_takes_the_client_over_with_all_it_had() {
     newer.nothing_came();
 }
 
+/// In either order of replay: what was on its way when the client went is what it gets again, though it fills the window.
+#[test]
+fn a_client_that_went_with_a_full_window_gets_all_of_it_again() {
+    for order in ["oldest", "newest"] {
+        let b = start_with(&format!(
+            "}}\n---\napiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec: {{lanes: [{{name: all, match: [\"#\"], order: {order}}}]"
+        ));
+        let window = || session(600).short(RECEIVE_MAXIMUM, 3);
+        let (mut client, _) = b.connect("c", window());
+        client.subscribe("x", 1, &none());
+        let mut publisher = b.guest("publisher");
+        for n in 0..5 {
+            publisher.publish(0, "x", &none(), &n.to_string());
+        }
+        let first: Vec<_> = (0..3).map(|_| client.message()).map(|m| (m.payload, m.id)).collect();
+        client.nothing_came();
+        drop(client);
+        let (mut client, present) = b.connect("c", window());
+        assert!(present);
+        let mut all = std::collections::BTreeMap::new();
+        for _ in 0..5 {
+            let message = client.message();
+            assert_eq!(message.dup, first.contains(&(message.payload.clone(), message.id)), "{order}: {message:?}");
+            client.acknowledge(message.id);
+            all.insert(message.payload, message.dup);
+        }
+        assert_eq!(all.into_values().collect::<Vec<_>>(), [true, true, true, false, false], "{order}");
+        client.nothing_came();
+    }
+}
+
 #[test]
 fn a_session_ends_with_its_expiry_and_a_clean_start() {
     let b = start();

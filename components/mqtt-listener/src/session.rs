@@ -63,6 +63,8 @@ pub struct Session {
     /// Quality 2 messages taken and not yet released by the client.
     pub received: BTreeSet<u16>,
     in_flight: BTreeMap<u16, Stage>,
+    /// Of these, stored messages that were sent on an earlier connection and not again on this one: they keep their ids and take no room.
+    stale: BTreeSet<u16>,
     last_id: u16,
     /// Seconds that it lives after the connection; 0 = ends with it.
     pub expiry_seconds: u32,
@@ -103,9 +105,10 @@ impl Session {
     /// Takes a packet id for a publish to the client. A record that was sent before keeps its id (3.1.1, section 4.4); says whether it was.
     pub fn send(&mut self, origin: Origin) -> Option<(u16, bool)> {
         if let Origin::Record(..) = origin
-            && let Some((id, _)) = self.in_flight.iter().find(|(_, stage)| **stage == Stage::Sent(origin))
+            && let Some(id) = self.in_flight.iter().find(|(_, stage)| **stage == Stage::Sent(origin)).map(|(id, _)| *id)
         {
-            return Some((*id, true));
+            self.stale.remove(&id);
+            return Some((id, true));
         }
         let id = self.free_id()?;
         self.in_flight.insert(id, Stage::Sent(origin));
@@ -114,6 +117,7 @@ impl Session {
 
     /// PUBACK, or a PUBREC that refuses: what it was about.
     pub fn acknowledged(&mut self, id: u16) -> Option<Origin> {
+        self.stale.remove(&id);
         match self.in_flight.get(&id) {
             Some(Stage::Sent(origin)) => {
                 let origin = *origin;
@@ -126,6 +130,7 @@ impl Session {
 
     /// PUBREC: the client has it; PUBREL is due. Says what it was about, the first time.
     pub fn received_by_client(&mut self, id: u16) -> Option<Origin> {
+        self.stale.remove(&id);
         match self.in_flight.insert(id, Stage::Released) {
             Some(Stage::Sent(origin)) => Some(origin),
             Some(Stage::Released) => None,
@@ -146,13 +151,14 @@ impl Session {
     /// A new connection: live messages in flight are gone, PUBRELs that are owed are sent again.
     pub fn reconnect(&mut self) -> Vec<u16> {
         self.in_flight.retain(|_, stage| *stage != Stage::Sent(Origin::Live));
+        self.stale = self.in_flight.iter().filter(|(_, stage)| matches!(stage, Stage::Sent(_))).map(|(id, _)| *id).collect();
         self.in_flight.iter().filter(|(_, stage)| **stage == Stage::Released).map(|(id, _)| *id).collect()
     }
 
-    /// Publishes in flight to the client.
+    /// Publishes in flight to the client on this connection.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() - self.stale.len()
     }
 
     /// For a stored record: best granted quality and the identifiers of the durable subscriptions that match.
