@@ -128,7 +128,7 @@ mod tests {
         let shut = shut(TEMPLATE, SENSORS);
         let changed: Vec<&str> = shut.lines().zip(TEMPLATE.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
         assert!(
-            changed.len() == 10 && changed.iter().all(|line| line.starts_with("# ")) && shut.lines().count() == TEMPLATE.lines().count(),
+            changed.len() == 11 && changed.iter().all(|line| line.starts_with("# ")) && shut.lines().count() == TEMPLATE.lines().count(),
             "{shut}"
         );
         assert!(TEMPLATE.matches(PREFIX).count() >= 3 && TEMPLATE.contains(FOLDER) && TEMPLATE.contains(DATA));
