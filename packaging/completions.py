@@ -13,9 +13,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 MANUAL = HERE / "man" / "selvedge.1"
 # What follows a flag, where it is not free text.
 FOLDERS = {"resources-path", "components-path", "data-dir"}
-FILES = {"config", "log-file"}
+FILES = {"config", "log-file", "password-file", "ca-file"}
 SWITCHES = {
-    "enable-app-health-check", "enable-metrics", "enable-api-logging", "log-as-json", "version", "build-info", "json", "app-ssl",
+    "enable-app-health-check", "enable-metrics", "enable-api-logging", "log-as-json", "version", "build-info", "json", "app-ssl", "force", "help",
 }
 VALUES = {
     "app-protocol": "http h2c grpc",
@@ -24,7 +24,7 @@ VALUES = {
     "mode": "standalone",
 }
 # Commands that take folders as arguments.
-WITH_FOLDERS = {"check"}
+WITH_FOLDERS = {"check", "init"}
 
 
 def described(binary):

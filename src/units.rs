@@ -105,6 +105,15 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     bytes.filter(|b| i64::try_from(*b).is_ok()).ok_or_else(fail)
 }
 
+/// A size as [`parse_size`] reads it, in the largest unit that it is a whole number of.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    match (1..=4).rev().find(|n| bytes > 0 && bytes.is_multiple_of(1 << (10 * n))) {
+        Some(n) => format!("{}{}iB", bytes >> (10 * n), ["K", "M", "G", "T"][n - 1]),
+        None => format!("{bytes}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +134,7 @@ mod tests {
     fn sizes_in_both_families_of_units() {
         for (text, bytes) in [("65536", 65_536), ("512KiB", 524_288), ("8Mi", 8 << 20), ("500MB", 500_000_000), ("4Mi", 4 << 20), ("1.5K", 1_500)] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
+            assert_eq!(parse_size(&size(bytes)), Ok(bytes), "{}", size(bytes));
         }
         for bad in ["", "x", "-1", "1.5", "10 parsecs", "9999999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad:?}");

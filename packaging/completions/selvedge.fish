@@ -2,13 +2,15 @@
 complete -c selvedge -f
 complete -c selvedge -n __fish_use_subcommand -a run -d 'run with working defaults where no --resources-path is given, and a program beside it'
 complete -c selvedge -n __fish_use_subcommand -a demo -d 'an outage, a kill and the books, in about a minute'
+complete -c selvedge -n __fish_use_subcommand -a init -d 'write a commented folder of YAML, check it, say what comes next; more: selvedge init --help'
 complete -c selvedge -n __fish_use_subcommand -a check -d 'check folders of YAML strictly, start nothing'
 complete -c selvedge -n __fish_use_subcommand -a status -d 'what the node of this data directory is doing, as JSON'
 complete -c selvedge -n __fish_use_subcommand -a queue -d 'what waits; what upstreams refused: show it, as JSON lines, try it again, drop it'
 complete -c selvedge -n __fish_use_subcommand -a escape -d 'the mode of the box: show it, close all links, open them, set it, past outages'
 complete -c selvedge -n __fish_use_subcommand -a doctor -d 'examine the box, the upstreams and the settings: what was found and what to do'
-complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named'
+complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named; another level for the log'
 complete -c selvedge -n __fish_use_subcommand -a version -d ''
+complete -c selvedge -n '__fish_seen_subcommand_from init' -a '(__fish_complete_directories)'
 complete -c selvedge -n '__fish_seen_subcommand_from check' -a '(__fish_complete_directories)'
 complete -c selvedge -n '__fish_seen_subcommand_from queue' -a 'ls show export retry purge'
 complete -c selvedge -n '__fish_seen_subcommand_from escape' -a 'status enter leave pin report'
@@ -51,3 +53,11 @@ complete -c selvedge -l for -x
 complete -c selvedge -l json
 complete -c selvedge -l rate -x
 complete -c selvedge -l size -x
+complete -c selvedge -l user -x
+complete -c selvedge -l password-file -r -F
+complete -c selvedge -l ca-file -r -F
+complete -c selvedge -l prefix -x
+complete -c selvedge -l devices -x
+complete -c selvedge -l listen -x
+complete -c selvedge -l force
+complete -c selvedge -l help

@@ -147,7 +147,9 @@ impl InheritedSockets {
         }
         match TcpListener::bind(bind).await {
             Ok(socket) => Ok(vec![socket]),
-            Err(error) => Err(InitError::failed(format!("cannot bind {bind} (is another program using the port?)"), error)),
+            Err(error) => {
+                Err(InitError::failed(format!("cannot bind {bind} (is another program using the port? `selvedge doctor` says which)"), error))
+            }
         }
     }
 
@@ -161,7 +163,9 @@ impl InheritedSockets {
         }
         match UdpSocket::bind(bind).await {
             Ok(socket) => Ok(vec![socket]),
-            Err(error) => Err(InitError::failed(format!("cannot bind udp {bind} (is another program using the port?)"), error)),
+            Err(error) => {
+                Err(InitError::failed(format!("cannot bind udp {bind} (is another program using the port? `selvedge doctor` says which)"), error))
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// A folder of resources cannot be listed.
-    #[error("cannot read the resources folder {}: {detail}", .path.display())]
+    #[error("cannot read the resources folder {}: {detail}; accepted is a folder of .yaml and .yml files", .path.display())]
     Folder {
         /// Folder.
         path: PathBuf,
@@ -125,17 +125,19 @@ fn read_document(document: &yaml::Node, app_id: &str, namespace: Option<&str>, r
     let known = match version {
         "dapr.io/v1alpha1" => ["Component", "Subscription", "Configuration", "HTTPEndpoint", "Resiliency"].contains(&kind),
         "dapr.io/v2alpha1" => kind == "Subscription",
-        "selvedge/v1alpha1" => ["Listener", "Forwarding", "EscapePolicy"].contains(&kind),
+        "selvedge/v1alpha1" => ["Listener", "Forwarding", "EscapePolicy", "Logging"].contains(&kind),
         _ => false,
     };
     if !known {
         let severity = if ours { Severity::Error } else { Severity::Warning };
+        let nothing = version.is_empty() && kind.is_empty();
         findings.add(
             severity,
             document.line,
-            "kind",
+            if nothing { "" } else { "kind" },
             format!(
-                "{version:?} {kind:?} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy"
+                "{} is left out; accepted are dapr.io/v1alpha1 Component, Subscription, Configuration, HTTPEndpoint, Resiliency, dapr.io/v2alpha1 Subscription, selvedge/v1alpha1 Listener, Forwarding, EscapePolicy, Logging",
+                if nothing { "a document without apiVersion and kind".to_owned() } else { format!("{version:?} {kind:?}") }
             ),
         );
         return;

@@ -79,6 +79,8 @@ pub struct Resources {
     pub forwardings: Vec<ForwardingSpec>,
     /// Escape policies.
     pub escape_policies: Vec<EscapePolicySpec>,
+    /// `level` of `kind: Logging`, if there is one.
+    pub log_level: Option<tracing::Level>,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// daprd's text for components that stand twice.

@@ -1,4 +1,4 @@
-//! `Listener`, `Forwarding` and `EscapePolicy` of `selvedge/v1alpha1`, read strictly.
+//! `Listener`, `Forwarding`, `EscapePolicy` and `Logging` of `selvedge/v1alpha1`, read strictly.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
 use crate::hub::{NOTICES, QUARANTINE, ShardKey, When};
 use crate::outbox::{Durability, MIN_QUOTA_BYTES, Order, WhenFull, Windows};
+use crate::telemetry::logs::parse_level;
 use crate::topic;
 use crate::units;
 
@@ -56,8 +57,18 @@ pub(super) fn read(document: &Node, kind: &str, name: &str, resources: &mut Reso
             }
         }
         "Forwarding" => resources.forwardings.push(forwarding(spec, name, findings)),
+        "Logging" => logging(spec, resources, findings),
         _ => resources.escape_policies.push(escape_policy(spec, name, findings)),
     }
+}
+
+/// One for the node: the level is the process's.
+fn logging(mut spec: Fields<'_>, resources: &mut Resources, findings: &mut Findings<'_>) {
+    if resources.log_level.is_some() {
+        findings.add(Severity::Error, spec.line(), spec.path(), "there is a Logging already; accepted is one for all");
+    }
+    resources.log_level = spec.parsed("level", None, findings, |text| parse_level(text).map(Some));
+    spec.finish(findings);
 }
 
 fn listener(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> Option<ListenerSpec> {

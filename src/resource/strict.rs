@@ -128,7 +128,11 @@ impl<'n> Fields<'n> {
     pub fn size(&mut self, name: &'static str, default: u64, range: std::ops::RangeInclusive<u64>, findings: &mut Findings<'_>) -> u64 {
         self.parsed(name, default, findings, |t| {
             let size = units::parse_size(t).map_err(|e| e.accepted.to_owned())?;
-            if range.contains(&size) { Ok(size) } else { Err(format!("a size from {} to {} bytes", range.start(), range.end())) }
+            if range.contains(&size) {
+                Ok(size)
+            } else {
+                Err(format!("a size from {} to {}, such as 64MiB", units::size(*range.start()), units::size(*range.end())))
+            }
         })
     }
 

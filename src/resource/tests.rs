@@ -224,3 +224,17 @@ fn budgets_are_sizes_per_day_and_month() {
         assert!(r.problems.iter().any(|p| p.to_string().contains(problem)), "{problem}\nin\n{:?}", r.problems);
     }
 }
+
+#[test]
+fn the_level_of_the_log_is_read_and_stands_once() {
+    let logging = |level: &str| format!("apiVersion: selvedge/v1alpha1\nkind: Logging\nmetadata: {{name: log}}\nspec: {{level: {level}}}\n");
+    assert_eq!(load_text(&logging("debug")).log_level, Some(tracing::Level::DEBUG));
+    let said = |text: &str| load_text(text).problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(
+        said(&logging("loud")).contains("a.yaml:4: spec.level found \"loud\"; accepted is debug, info, warn, error or fatal"),
+        "{}",
+        said(&logging("loud"))
+    );
+    let twice = format!("{}---\n{}", logging("info"), logging("warn"));
+    assert!(said(&twice).contains("there is a Logging already"), "{}", said(&twice));
+}

@@ -1,5 +1,6 @@
 //! Metrics and logs.
 
+pub mod journal;
 pub mod logs;
 mod metrics;
 

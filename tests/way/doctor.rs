@@ -56,6 +56,11 @@ fn a_sound_box_is_sound_beside_its_node_and_the_broker_keeps_the_nodes_connectio
         ("good", "upstream cloud: mqtt", "MQTT 5".to_owned()),
         ("warning", "upstream cloud: broker limits", "Receive Maximum is 5".to_owned()),
         ("good", "listener devices", "is the running node's".to_owned()),
+        // The flags are the node's own, not those of the doctor.
+        ("good", "HTTP API", format!("tcp 0.0.0.0:{} is the running node's", place.flag("dapr-http-port"))),
+        ("good", "gRPC API", format!("tcp 0.0.0.0:{} is the running node's", place.flag("dapr-grpc-port"))),
+        ("good", "metrics", format!("tcp 0.0.0.0:{} is the running node's", place.flag("metrics-port"))),
+        ("note", "HTTP API", "everybody who reaches the box may call it".to_owned()),
         ("good", "disk", "a sync takes".to_owned()),
         ("good", "limits", "of the node".to_owned()),
     ] {
@@ -136,9 +141,12 @@ fn certificates_files_and_ports_that_will_not_do_are_named() {
     let yaml = component("cloud", "pubsub.mqtt5", &url("mqtt://me:secret@127.0.0.1:1"))
         + &listener(port, &format!(", users: {{file: \"{at}/users\"}}, tls: {{certFile: \"{at}/cert\", keyFile: \"{at}/key\"}}"));
     let place = Place::new(&yaml);
-    let (code, findings, _) = examine(&place, &[]);
+    let (code, findings, _) =
+        examine(&place, &["--dapr-http-port", &port.to_string(), "--dapr-listen-addresses", "127.0.0.1", "--dapr-grpc-port", "0"]);
     assert_eq!(code, 1);
+    assert!(!findings.iter().any(|(level, subject, _)| subject == "gRPC API" || (level == "note" && subject == "HTTP API")), "{findings:#?}");
     for (level, subject, found) in [
+        ("problem", "HTTP API", &*format!("127.0.0.1:{port} is taken by process {}", std::process::id())),
         ("warning", "listener devices: certFile", "6 days from now"),
         ("warning", "listener devices: keyFile", "take the private key"),
         ("good", "listener devices", "1 accounts"),

@@ -11,6 +11,8 @@ mod commands;
 mod configuration;
 mod doctor;
 mod escape;
+mod init;
+mod newcomer;
 mod newest;
 mod queue;
 mod reload;

@@ -207,3 +207,36 @@ fn a_new_certificate_is_shown_to_those_who_come_and_those_who_are_there_stay() {
     });
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn the_level_of_the_log_changes_live_by_word_or_by_yaml() {
+    let port = free_port();
+    let place = Place::new(&yaml::devices(port));
+    let node = place.start();
+    let garbage = || Wire::open(port).raw(&[0; 64]);
+    let by_word = |level: &str| {
+        let output = Command::new(binary()).args(["reload", "--data-dir"]).arg(place.data()).args(["--log-level", level]).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let debug_lines = || node.log().iter().filter(|l| l.contains("level=debug msg=\"a client broke the protocol")).count();
+    assert_eq!(by_word("debug"), (Some(0), "reloaded: log level: debug (was info)\n".to_owned()));
+    garbage();
+    eventually(LONG, "details are logged", || debug_lines() == 1);
+    // A reload without a word goes back to what the flag of the start said; in the YAML it is the level of the box.
+    assert_eq!(reload(&place), (true, "reloaded: log level: info (was debug)\n".to_owned()));
+    place.rewrite(&format!("{}apiVersion: selvedge/v1alpha1\nkind: Logging\nmetadata: {{name: log}}\nspec: {{level: debug}}\n", yaml::devices(port)));
+    node.signal("HUP");
+    let changes = || node.log().iter().filter(|l| l.contains("reloaded: log level: debug (was info)")).count();
+    eventually(LONG, "the YAML's level holds", || changes() == 2);
+    garbage();
+    eventually(LONG, "details are logged again", || debug_lines() == 2);
+    assert_eq!(reload(&place), (true, "nothing has changed\n".to_owned()));
+    let (code, said) = by_word("loud");
+    assert!(code == Some(2) && said.contains("--log-level: found \"loud\"; accepted are debug, info, warn, error or fatal"), "{said}");
+    assert_eq!(node.terminate(), Some(0));
+    // At the start too.
+    let node = place.start();
+    garbage();
+    eventually(LONG, "details are logged from the start", || node.has_logged("level=debug msg=\"a client broke the protocol"));
+    assert_eq!(node.terminate(), Some(0));
+}

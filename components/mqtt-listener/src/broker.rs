@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::live::Groups;
 use crate::metrics::ListenerMetrics;
+use crate::refusals::{Refusals, beginning};
 use crate::session::Session;
 use crate::tls;
 use crate::users::Users;
@@ -131,6 +132,8 @@ pub struct Broker {
     table: Arc<dyn Table>,
     clients: Mutex<HashMap<String, Client>>,
     wills: Mutex<Vec<WaitingWill>>,
+    /// Those who were not let in, and those who were and may not do what they want.
+    refusals: [Mutex<Refusals>; 2],
     next_connection: AtomicU64,
 }
 
@@ -155,6 +158,7 @@ impl Broker {
             table,
             clients: Mutex::default(),
             wills: Mutex::default(),
+            refusals: Default::default(),
             next_connection: AtomicU64::new(1),
         };
         let now = broker.clock.monotonic();
@@ -190,6 +194,31 @@ impl Broker {
                 kick.bell.notify_one();
             }
         }
+    }
+
+    /// Says that somebody was not let in.
+    pub fn tell_stranger(&self, client_id: &str, user: Option<&str>) {
+        if let Some(untold) = self.told(0) {
+            let (listener, client_id, user) = (&self.spec.name, beginning(client_id), beginning(user.unwrap_or_default()));
+            tracing::warn!(listener, client_id, user, untold, "a client is refused: no account of the users file has this name and password");
+        }
+    }
+
+    /// Says that a client may not do what it wants (`publish to` or `subscribe to`); a client of MQTT 3.1.1 hears nothing of it.
+    pub fn tell_denied(&self, client_id: &str, what: &'static str, topic: &str) {
+        if let Some(untold) = self.told(1) {
+            let (listener, client_id, topic) = (&self.spec.name, beginning(client_id), beginning(topic));
+            let why = if topic.starts_with('$') {
+                "topics that begin with $ are the node's own"
+            } else {
+                "no rule of its account in the users file says so"
+            };
+            tracing::warn!(listener, client_id, mqtt.topic = topic, untold, "a client may not {what} this topic: {why}");
+        }
+    }
+
+    fn told(&self, kind: usize) -> Option<u64> {
+        self.refusals[kind].lock().unwrap_or_else(PoisonError::into_inner).one(self.clock.monotonic())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Client>> {

@@ -15,6 +15,7 @@ mod connection;
 mod live;
 mod metrics;
 mod prompt;
+mod refusals;
 mod reload;
 mod session;
 mod tls;

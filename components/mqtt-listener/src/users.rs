@@ -173,6 +173,16 @@ pub fn hash_password(password: &[u8], iterations: NonZeroU32) -> Result<String, 
     Ok(format!("pbkdf2-sha256${iterations}${}${}", STANDARD.encode(salt), STANDARD.encode(hash)))
 }
 
+/// A password of 128 random bits in hexadecimal digits, which need no quoting anywhere.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn random_password() -> Result<String, getrandom::Error> {
+    let mut bits = [0u8; 16];
+    getrandom::fill(&mut bits)?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +201,12 @@ mod tests {
             other.again(a).is_none() && users.again(a) == Some(a) && other.again(users.authenticate(None, None, Some("dev1")).unwrap()).is_some()
         );
         assert!(users.authenticate(None, None, Some("dev1")).is_some() && users.authenticate(Some("dev1"), Some(b""), None).is_none());
+    }
+
+    #[test]
+    fn passwords_that_are_made_differ_and_are_plain() {
+        let (one, other) = (random_password().unwrap(), random_password().unwrap());
+        assert!(one != other && one.len() == 32 && one.bytes().all(|b| b.is_ascii_hexdigit()), "{one}");
     }
 
     #[test]

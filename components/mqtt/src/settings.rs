@@ -17,7 +17,8 @@ pub enum Version {
     V5,
 }
 
-const URL: &str = "mqtt://[USER[:PASSWORD]@]HOST[:PORT], or with one of the schemes tcp, ssl, tls, mqtts, tcps";
+/// What is accepted as the URL of a broker.
+pub const URL: &str = "mqtt://[USER[:PASSWORD]@]HOST[:PORT], or with one of the schemes tcp, ssl, tls, mqtts, tcps";
 /// Name, address and identity of a connection.
 #[derive(Clone)]
 pub struct Settings {
@@ -75,11 +76,15 @@ impl Default for Timing {
 
 /// A broker's URL taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Url {
-    tls: bool,
-    host: String,
-    port: u16,
-    credentials: Option<(String, String)>,
+pub struct Url {
+    /// The scheme asks for TLS.
+    pub tls: bool,
+    /// Host name or address, an IPv6 address without brackets.
+    pub host: String,
+    /// TCP port: what is said, else 8883 with TLS and 1883 without.
+    pub port: u16,
+    /// User name and password, decoded; an empty password where none is said.
+    pub credentials: Option<(String, String)>,
 }
 
 impl Settings {
@@ -90,7 +95,7 @@ impl Settings {
     pub fn read(context: &ComponentContext, version: Version) -> Result<Self, InitError> {
         let properties = &context.properties;
         let url = properties.require("url", URL)?;
-        let url = parse_url(url).ok_or_else(|| PropertyError::invalid("url", redact(url), URL))?;
+        let url = Url::parse(url).ok_or_else(|| PropertyError::invalid("url", redact(url), URL))?;
         let client_id = properties.first_of(&["consumerID"]).unwrap_or(&context.app_id).to_owned();
         let qos = properties.integer("qos", 1)?;
         // Dapr's reading: what fits three bits passes; the protocol knows 0 to 2.
@@ -126,50 +131,55 @@ fn tls_settings(context: &ComponentContext) -> Result<Tls, InitError> {
 }
 
 /// The URL without what may be a secret.
-fn redact(url: &str) -> String {
+#[must_use]
+pub fn redact(url: &str) -> String {
     match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if at > scheme => format!("{}***{}", &url[..scheme + 3], &url[at..]),
         _ => url.to_owned(),
     }
 }
 
-fn parse_url(url: &str) -> Option<Url> {
-    let (scheme, rest) = url.trim().split_once("://")?;
-    let tls = match scheme.to_ascii_lowercase().as_str() {
-        "tcp" | "mqtt" => false,
-        "ssl" | "tls" | "mqtts" | "tcps" => true,
-        _ => return None,
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let (user_info, address) = match authority.rsplit_once('@') {
-        Some((user_info, address)) => (Some(user_info), address),
-        None => (None, authority),
-    };
-    let default_port = if tls { 8883 } else { 1883 };
-    let (host, port) = if let Some(v6) = address.strip_prefix('[') {
-        let (host, after) = v6.split_once(']')?;
-        match after.strip_prefix(':') {
-            Some(port) => (host, port.parse().ok()?),
-            None if after.is_empty() => (host, default_port),
-            None => return None,
+impl Url {
+    /// Takes a URL apart; nothing when it is none of [`URL`].
+    #[must_use]
+    pub fn parse(url: &str) -> Option<Self> {
+        let (scheme, rest) = url.trim().split_once("://")?;
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "tcp" | "mqtt" => false,
+            "ssl" | "tls" | "mqtts" | "tcps" => true,
+            _ => return None,
+        };
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (user_info, address) = match authority.rsplit_once('@') {
+            Some((user_info, address)) => (Some(user_info), address),
+            None => (None, authority),
+        };
+        let default_port = if tls { 8883 } else { 1883 };
+        let (host, port) = if let Some(v6) = address.strip_prefix('[') {
+            let (host, after) = v6.split_once(']')?;
+            match after.strip_prefix(':') {
+                Some(port) => (host, port.parse().ok()?),
+                None if after.is_empty() => (host, default_port),
+                None => return None,
+            }
+        } else {
+            match address.split_once(':') {
+                Some((host, port)) => (host, port.parse().ok()?),
+                None => (address, default_port),
+            }
+        };
+        if host.is_empty() || port == 0 || host.contains(char::is_whitespace) {
+            return None;
         }
-    } else {
-        match address.split_once(':') {
-            Some((host, port)) => (host, port.parse().ok()?),
-            None => (address, default_port),
-        }
-    };
-    if host.is_empty() || port == 0 || host.contains(char::is_whitespace) {
-        return None;
+        let credentials = match user_info {
+            None => None,
+            Some(info) => {
+                let (user, password) = info.split_once(':').unwrap_or((info, ""));
+                Some((percent_decode(user)?, percent_decode(password)?))
+            }
+        };
+        Some(Self { tls, host: host.to_owned(), port, credentials })
     }
-    let credentials = match user_info {
-        None => None,
-        Some(info) => {
-            let (user, password) = info.split_once(':').unwrap_or((info, ""));
-            Some((percent_decode(user)?, percent_decode(password)?))
-        }
-    };
-    Some(Url { tls, host: host.to_owned(), port, credentials })
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -195,19 +205,19 @@ mod tests {
     #[test]
     fn urls_as_dapr_takes_them() {
         let plain = |host: &str, port| Some(Url { tls: false, host: host.into(), port, credentials: None });
-        assert_eq!(parse_url("mqtt://broker"), plain("broker", 1883));
-        assert_eq!(parse_url("tcp://10.0.0.1:1884/ignored"), plain("10.0.0.1", 1884));
-        assert_eq!(parse_url("TCP://[::1]:5"), plain("::1", 5));
-        assert_eq!(parse_url("mqtt://[::1]"), plain("::1", 1883));
+        assert_eq!(Url::parse("mqtt://broker"), plain("broker", 1883));
+        assert_eq!(Url::parse("tcp://10.0.0.1:1884/ignored"), plain("10.0.0.1", 1884));
+        assert_eq!(Url::parse("TCP://[::1]:5"), plain("::1", 5));
+        assert_eq!(Url::parse("mqtt://[::1]"), plain("::1", 1883));
         for scheme in ["ssl", "tls", "mqtts", "tcps"] {
             assert_eq!(
-                parse_url(&format!("{scheme}://us%40er:p%3Ass@h")),
+                Url::parse(&format!("{scheme}://us%40er:p%3Ass@h")),
                 Some(Url { tls: true, host: "h".into(), port: 8883, credentials: Some(("us@er".into(), "p:ss".into())) })
             );
         }
         for bad in ["", "broker:1883", "ws://h", "http://h", "mqtt://", "mqtt://h:0", "mqtt://h:99999", "mqtt://[::1", "mqtt://u%zz@h", "mqtt://a b"]
         {
-            assert_eq!(parse_url(bad), None, "{bad:?}");
+            assert_eq!(Url::parse(bad), None, "{bad:?}");
         }
     }
 

@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use selvedge::node::NodeStatus;
+use selvedge::telemetry::logs::parse_level;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 use crate::flags::Flags;
 use crate::reload::Reloader;
-use crate::run::data_dir;
+use crate::run::data_dir_of_node;
+use crate::say::say;
 use crate::{escape, queue};
 
 /// Longest question.
@@ -68,8 +70,12 @@ pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloade
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
                 ["queue", order @ ..] => queue::answer(status.hub(), order).await,
-                ["reload"] => Ok(reloader.reload().await),
-                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload", line.trim())),
+                ["reload"] => Ok(reloader.reload(None).await),
+                ["reload", level] => match parse_level(level) {
+                    Ok(level) => Ok(reloader.reload(Some(level)).await),
+                    Err(accepted) => Err(format!("reload: found {level:?}; accepted is {accepted}")),
+                },
+                _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload [LEVEL]", line.trim())),
             };
             let answer = answer.unwrap_or_else(|error| serde_json::json!({"error": error}));
             let _ = write.write_all(format!("{answer}\n").as_bytes()).await;
@@ -97,7 +103,7 @@ pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
 
 /// Asks the node of the flags' data folder. Says on standard error what went wrong, and gives the exit code.
 pub fn ask_flags(flags: &Flags, question: &str) -> Result<Value, ExitCode> {
-    let dir = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
+    let dir = data_dir_of_node(flags);
     match ask(&dir, question) {
         Ok(answer) => match answer["error"].as_str() {
             Some(error) => {
@@ -107,7 +113,13 @@ pub fn ask_flags(flags: &Flags, question: &str) -> Result<Value, ExitCode> {
             None => Ok(answer),
         },
         Err(error) => {
-            eprintln!("selvedge: no node answers at {}: {error}; is it running with this --data-dir?", path(&dir).display());
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => "run this as root, or as the node's user",
+                io::ErrorKind::ConnectionRefused => "the node that was there has ended",
+                io::ErrorKind::NotFound => "start one (`selvedge run`), or give the --data-dir of the one that runs",
+                _ => "`selvedge doctor` examines it",
+            };
+            eprintln!("selvedge: no node answers at {}: {error}; {remedy}", path(&dir).display());
             Err(ExitCode::FAILURE)
         }
     }
@@ -118,7 +130,7 @@ pub fn print(flags: &Flags, question: &str, show: impl FnOnce(&Value) -> String)
     match ask_flags(flags, question) {
         Ok(answer) => {
             let text = if flags.switch("json", false) { format!("{answer:#}") } else { show(&answer) };
-            println!("{text}");
+            say!("{text}");
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -86,6 +86,14 @@ const FLAGS: &[Flag] = &[
     ("json", Kind::Switch, true),
     ("rate", Kind::Text, true),
     ("size", Kind::Text, true),
+    ("user", Kind::Text, true),
+    ("password-file", Kind::Text, true),
+    ("ca-file", Kind::Text, true),
+    ("prefix", Kind::Text, true),
+    ("devices", Kind::List, true),
+    ("listen", Kind::List, true),
+    ("force", Kind::Switch, true),
+    ("help", Kind::Switch, true),
 ];
 
 /// Flags whose default asks for nothing: they are passed by tools as a matter of course and change nothing here.
@@ -117,6 +125,25 @@ fn usage(text: impl Into<String>) -> UsageError {
     UsageError(text.into())
 }
 
+/// The flag that is one or two letters away (inserted, left out or exchanged), or of which this is the beginning.
+fn meant(name: &str) -> Option<&'static str> {
+    let distance = |other: &str| {
+        let mut row: Vec<usize> = (0..=other.len()).collect();
+        for (i, a) in name.bytes().enumerate() {
+            let mut before = std::mem::replace(&mut row[0], i + 1);
+            for (j, b) in other.bytes().enumerate() {
+                let changed = before + usize::from(a != b);
+                before = row[j + 1];
+                row[j + 1] = changed.min(row[j] + 1).min(before + 1);
+            }
+        }
+        row[other.len()]
+    };
+    let begun = FLAGS.iter().map(|(flag, _, _)| *flag).find(|flag| name.len() > 2 && flag.starts_with(name));
+    let near = FLAGS.iter().map(|(flag, _, _)| (distance(flag), *flag)).filter(|(d, _)| *d <= 2 && *d * 2 < name.len()).min();
+    begun.or(near.map(|(_, flag)| flag))
+}
+
 impl Flags {
     /// Reads the arguments.
     ///
@@ -135,8 +162,10 @@ impl Flags {
                 continue;
             };
             let (name, inline) = stripped.split_once('=').map_or((stripped, None), |(n, v)| (n, Some(v.to_owned())));
+            let name = if name == "h" { "help" } else { name };
             let Some((name, kind, _)) = FLAGS.iter().find(|(n, _, _)| *n == name) else {
-                return Err(usage(format!("unknown flag: --{name} (see `selvedge help`)")));
+                let meant = meant(name).map_or_else(|| "`selvedge help` lists them".to_owned(), |flag| format!("is --{flag} meant?"));
+                return Err(usage(format!("unknown flag: --{name}; {meant}")));
             };
             let value = match (kind, inline) {
                 (Kind::Switch, None) => "true".to_owned(),
@@ -273,6 +302,15 @@ mod tests {
             [("--nope", "--nope"), ("--app-port x", "whole number"), ("--app-id", "needs a value"), ("--enable-metrics=maybe", "true or false")]
         {
             assert!(parse(line).unwrap_err().0.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_flag_that_is_nearly_one_is_named() {
+        for (line, part) in
+            [("--resource-path x", "is --resources-path meant?"), ("--data x", "is --data-dir meant?"), ("--zzz", "`selvedge help` lists them")]
+        {
+            assert!(parse(line).unwrap_err().0.ends_with(part), "{line}: {}", parse(line).unwrap_err());
         }
     }
 

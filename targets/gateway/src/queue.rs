@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::control;
 use crate::flags::{Flags, UsageError};
+use crate::say::say;
 
 const ACCEPTED: &str = "ls, show [NUMBER], export, retry NUMBER...|all, purge NUMBER...|all";
 /// Records asked for at a time.
@@ -17,12 +18,12 @@ pub fn queue(flags: &Flags) -> Result<ExitCode, UsageError> {
     let words: Vec<&str> = flags.rest.iter().skip(1).map(String::as_str).collect();
     match words.as_slice() {
         [] | ["ls"] => Ok(control::print(flags, "status", list)),
-        ["show"] => Ok(pages(flags, 0, None, |record| println!("{}", line(record)))),
+        ["show"] => Ok(pages(flags, 0, None, |record| say!("{}", line(record)))),
         ["show", number] => {
             let number = parse(number)?;
-            Ok(pages(flags, number.saturating_sub(1), Some(number), |record| println!("{record:#}")))
+            Ok(pages(flags, number.saturating_sub(1), Some(number), |record| say!("{record:#}")))
         }
-        ["export"] => Ok(pages(flags, 0, None, |record| println!("{record}"))),
+        ["export"] => Ok(pages(flags, 0, None, |record| say!("{record}"))),
         [order @ ("retry" | "purge"), numbers @ ..] if !numbers.is_empty() => {
             if *numbers != ["all"] {
                 for number in numbers {
@@ -114,6 +115,14 @@ fn list(status: &Value) -> String {
                 number("diskBytes") >> 10,
                 number("quotaBytes") >> 10
             ));
+        }
+    }
+    for upstream in status["upstreams"].as_array().into_iter().flatten() {
+        let word = |key: &str| upstream[key].as_str().unwrap_or_default();
+        let why: Vec<&str> = [word("cause"), word("detail")].into_iter().filter(|w| !w.is_empty()).collect();
+        text.push_str(&format!("\nupstream {}: {}", word("name"), word("state")));
+        if word("state") != "up" && !why.is_empty() {
+            text.push_str(&format!(" ({}); `selvedge doctor` says what to do", why.join(": ")));
         }
     }
     text.trim_end().to_owned()

@@ -8,17 +8,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sd_notify::NotifyState;
 use selvedge::node::{Reload, ReloadHandle};
 use selvedge::resource::{Resources, Severity, load};
+use selvedge::telemetry::logs::{LogLevel, level_name};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::flags::Flags;
-use crate::{control, serve_api};
+use crate::flags::{Flags, UsageError};
+use crate::say::say;
+use crate::{control, run, serve_api};
+
+/// The level of the log.
+#[derive(Debug, Clone)]
+pub struct Level {
+    /// The one that holds.
+    pub now: LogLevel,
+    /// `--log-level`: what holds where no `Logging` says otherwise.
+    pub at_start: tracing::Level,
+}
+
+impl Level {
+    /// Puts a level in place; the line for people if it is another one.
+    fn change(&self, level: tracing::Level) -> Option<String> {
+        let before = self.now.set(level);
+        (before != level).then(|| format!("log level: {} (was {})", level_name(level), level_name(before)))
+    }
+}
 
 /// Where the resources were read from.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// `--resources-path` and `--components-path`.
     pub folders: Vec<PathBuf>,
+    /// Changes with them.
+    pub log_level: Level,
     /// `--app-id`.
     pub app_id: String,
     /// `$NAMESPACE`.
@@ -62,14 +83,25 @@ impl Reloader {
     }
 
     /// Reads everything again; says in the log, to the service manager and in the answer what came of it: `live`, `restart` or `errors`,
-    /// each a list of lines.
-    pub async fn reload(&self) -> Value {
+    /// each a list of lines. `level` holds for the log until the next reload; without it what the resources say does, or the flag of the start.
+    pub async fn reload(&self, level: Option<tracing::Level>) -> Value {
         let _turn = self.turn.lock().await;
         self.tell(NotifyState::Reloading);
         let sources = self.sources.clone();
+        if let Some(level) = level.filter(|_| sources.folders.is_empty()) {
+            let live: Vec<String> = sources.log_level.change(level).into_iter().collect();
+            self.tell(NotifyState::Ready);
+            return json!({"live": live, "restart": []});
+        }
         let read = tokio::task::spawn_blocking(move || sources.read()).await.unwrap_or_else(|e| Err(vec![e.to_string()]));
         let applied = match read {
-            Ok(wanted) => self.node.apply(&wanted).await,
+            Ok(mut wanted) => {
+                let wanted_level = level.or(wanted.log_level.take()).unwrap_or(self.sources.log_level.at_start);
+                self.node.apply(&wanted).await.map(|mut reload| {
+                    reload.live.extend(self.sources.log_level.change(wanted_level));
+                    reload
+                })
+            }
             Err(errors) => Err(errors),
         };
         let answer = match applied {
@@ -108,17 +140,21 @@ impl Reloader {
 }
 
 /// `selvedge reload`: exit code 1 when the node does not answer, or refuses what it has read.
-pub fn reload(flags: &Flags) -> ExitCode {
-    let answer = match control::ask_flags(flags, "reload") {
+pub fn reload(flags: &Flags) -> Result<ExitCode, UsageError> {
+    let question = match flags.text("log-level") {
+        None => "reload".to_owned(),
+        Some(_) => format!("reload {}", level_name(run::level(flags)?)),
+    };
+    let answer = match control::ask_flags(flags, &question) {
         Ok(answer) => answer,
-        Err(code) => return code,
+        Err(code) => return Ok(code),
     };
     if flags.switch("json", false) {
-        println!("{answer:#}");
+        say!("{answer:#}");
     } else {
-        println!("{}", show(&answer));
+        say!("{}", show(&answer));
     }
-    if answer["errors"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if answer["errors"].is_null() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The answer for people.

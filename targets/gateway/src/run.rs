@@ -1,5 +1,6 @@
 //! Running the node: configuration, build, serve, drain, exit code.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,18 +12,23 @@ use selvedge::resource::{
     ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, PropertySource, PropertyValue, Resources, Severity, load,
     load_configuration,
 };
-use selvedge::telemetry::{Metrics, logs};
+use selvedge::telemetry::Metrics;
+use selvedge::telemetry::journal::{self, Journal};
+use selvedge::telemetry::logs::{self, LogLevel};
 use selvedge::time::{Clock, SystemClock, Timestamp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::flags::{Flags, UsageError};
-use crate::reload::{Reloader, Sources};
+use crate::reload::{Level, Reloader, Sources};
 use crate::serve_api::Doors;
-use crate::{activation, components, control, serve_api};
+use crate::{activation, components, control, doctor, serve_api};
 
 /// How long readiness waits for the application's subscriptions.
 const ATTACH: Duration = Duration::from_secs(2);
+
+/// Where devices come in without YAML.
+const DEFAULT_LISTENER: &str = "127.0.0.1:1883";
 
 /// What is there without YAML.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,16 @@ pub fn data_dir(flags: &Flags, app_id: &str) -> PathBuf {
     base.join("selvedge").join(app_id)
 }
 
+/// The data folder of the node that a command is about: as above, and the packages' where that is there and no node runs here.
+pub fn data_dir_of_node(flags: &Flags) -> PathBuf {
+    const PACKAGES: &str = "/var/lib/selvedge";
+    let own = data_dir(flags, flags.text("app-id").unwrap_or("selvedge"));
+    let packages = PathBuf::from(PACKAGES);
+    // Of a folder that only its owner may enter it is seen that it is there, not what is in it.
+    let elsewhere = flags.text("data-dir").is_none() && !control::path(&own).exists() && packages.is_dir();
+    if elsewhere { packages } else { own }
+}
+
 /// When the node last wrote into its data folder.
 fn last_known_time(data_dir: &Path) -> Timestamp {
     let written = |path: PathBuf| path.metadata().and_then(|m| m.modified()).ok();
@@ -56,14 +72,10 @@ fn last_known_time(data_dir: &Path) -> Timestamp {
     Timestamp::default().plus(since)
 }
 
-fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
-    match flags.text("log-level").unwrap_or("info").to_ascii_lowercase().as_str() {
-        "debug" => Ok(tracing::Level::DEBUG),
-        "info" => Ok(tracing::Level::INFO),
-        "warn" | "warning" => Ok(tracing::Level::WARN),
-        "error" | "fatal" => Ok(tracing::Level::ERROR),
-        other => Err(UsageError(format!("--log-level: found {other:?}; accepted are debug, info, warn, error, fatal"))),
-    }
+/// `--log-level`, `info` unless said.
+pub fn level(flags: &Flags) -> Result<tracing::Level, UsageError> {
+    let text = flags.text("log-level").unwrap_or("info");
+    logs::parse_level(text).map_err(|accepted| UsageError(format!("--log-level: found {text:?}; accepted are {accepted}")))
 }
 
 /// Everything said by flags, files and environment, checked before anything is opened.
@@ -90,7 +102,7 @@ fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
     resources.listeners.push(ListenerSpec {
         name: "devices".to_owned(),
         protocol: ListenerProtocol::Mqtt,
-        bind: "127.0.0.1:1883".to_owned(),
+        bind: DEFAULT_LISTENER.to_owned(),
         pubsub: "local".to_owned(),
         tls: None,
         users_file: None,
@@ -99,7 +111,7 @@ fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
 }
 
 /// Reads everything; problems are logged, all of them. `None` when one of them keeps the node from starting.
-fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
+fn plan(flags: &Flags, flavour: Flavour, app_id: &str, log_level: Level) -> Option<Plan> {
     let environment = |name: &str| std::env::var(name).ok();
     let namespace = environment("NAMESPACE").filter(|n| !n.is_empty());
     let mut folders = flags.list("resources-path");
@@ -132,7 +144,13 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     let data_dir = data_dir(flags, app_id);
     if flavour == Flavour::Newcomer && folders.is_empty() {
         defaults(&data_dir, &mut resources);
-        if let Err(error) = std::fs::create_dir_all(&data_dir) {
+        if std::net::TcpListener::bind(DEFAULT_LISTENER).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrInUse) {
+            let holder = doctor::holder(1883);
+            say(&format!(
+                "{DEFAULT_LISTENER} is taken by {holder}: stop that, or have `selvedge init --listen 127.0.0.1:1884` write a folder for --resources-path"
+            ));
+        }
+        if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&data_dir) {
             say(&format!("the data directory {} cannot be made: {error}; choose another with --data-dir", data_dir.display()));
         }
     }
@@ -142,7 +160,10 @@ fn plan(flags: &Flags, flavour: Flavour, app_id: &str) -> Option<Plan> {
     if fatal.get() {
         return None;
     }
-    let sources = Sources { folders, app_id: app_id.to_owned(), namespace: namespace.clone() };
+    if let Some(level) = resources.log_level.take() {
+        log_level.now.set(level);
+    }
+    let sources = Sources { folders, log_level, app_id: app_id.to_owned(), namespace: namespace.clone() };
     let config = NodeConfig { app_id: app_id.to_owned(), namespace, data_dir, resources, configuration, environment: std::env::vars().collect() };
     Some(Plan { config, grace: flags.grace(), command: flags.command.clone(), sources })
 }
@@ -153,7 +174,9 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
         (Some(id), _) if !id.contains('.') => id.to_owned(),
         (Some(id), _) => return Err(UsageError(format!("--app-id: found {id:?}; accepted is an id without dots"))),
         (None, Flavour::Newcomer) => "selvedge".to_owned(),
-        (None, Flavour::Sidecar) => return Err(UsageError("--app-id is required (or start with `selvedge run`)".to_owned())),
+        (None, Flavour::Sidecar) => {
+            return Err(UsageError("--app-id is required; `selvedge run` needs none, `selvedge help` shows all there is".to_owned()));
+        }
     };
     if let Some(mode) = flags.text("mode").filter(|m| *m != "standalone") {
         return Err(UsageError(format!("--mode: found {mode:?}; accepted is standalone")));
@@ -161,19 +184,24 @@ pub fn run(flags: &Flags, flavour: Flavour) -> Result<ExitCode, UsageError> {
     let threads = flags.threads()?;
     let doors = Doors::from_flags(flags)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::with_floor(last_known_time(&data_dir(flags, &app_id))));
+    let (first_level, json) = (level(flags)?, flags.switch("log-as-json", false));
+    let log_level = LogLevel::new(first_level);
+    // Who asks for JSON reads lines.
+    let stream = std::env::var("JOURNAL_STREAM").ok().filter(|_| !json);
     logs::start(
         logs::LogOptions {
-            level: level(flags)?,
-            json: flags.switch("log-as-json", false),
+            level: log_level.clone(),
+            json,
             app_id: app_id.clone(),
             instance: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clock: clock.clone(),
         },
+        Journal::behind(std::io::stdout(), stream.as_deref(), Path::new(journal::SOCKET)),
         std::io::stdout(),
     );
     tracing::info!("Starting Dapr Runtime -- version {} -- commit unknown", env!("CARGO_PKG_VERSION"));
-    let Some(plan) = plan(flags, flavour, &app_id) else { return Ok(ExitCode::FAILURE) };
+    let Some(plan) = plan(flags, flavour, &app_id, Level { now: log_level, at_start: first_level }) else { return Ok(ExitCode::FAILURE) };
     let inherited = match activation::take() {
         Ok(inherited) => inherited,
         Err(error) => {
@@ -276,7 +304,7 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
     api.ready();
     background.spawn(async move {
         while hang_up.recv().await.is_some() {
-            reloader.reload().await;
+            reloader.reload(None).await;
         }
     });
     let cause = tokio::select! {

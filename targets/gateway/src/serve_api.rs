@@ -1,6 +1,6 @@
 //! The API's sockets and servers: bound before anything is built, served once the node is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::doctor;
 use crate::flags::{Flags, UsageError};
 
 /// How long a port that is taken is tried again (daprd's time).
@@ -163,7 +164,8 @@ impl Doors {
                 Ok(listener) => vec![listener],
                 Err(error) => {
                     return Err(format!(
-                        "metrics cannot be served on {ip}:{port}: {error}; choose another with --metrics-port, or --enable-metrics=false"
+                        "metrics cannot be served on {ip}:{port}: {}; choose another port with --metrics-port, or --enable-metrics=false",
+                        why(&error, port)
                     ));
                 }
             },
@@ -179,13 +181,20 @@ impl Doors {
             match bind(*ip, port, clock).await {
                 Ok(listener) => bound.push(listener),
                 Err(error) => {
-                    refused =
-                        format!("the {name} API cannot listen on {ip}:{port}: {error}; is another program using the port? choose one with {flag}");
+                    refused = format!("the {name} API cannot listen on {ip}:{port}: {}; choose another port with {flag}", why(&error, port));
                     tracing::error!("{refused}");
                 }
             }
         }
         if bound.is_empty() { Err(refused) } else { Ok(bound) }
+    }
+
+    /// Addresses that it wants to listen on: what for, the flag that chooses, the address.
+    pub fn addresses(&self) -> Vec<(&'static str, &'static str, SocketAddr)> {
+        let of = |what, flag, port: Option<u16>| self.addresses.iter().filter_map(move |ip| Some((what, flag, SocketAddr::new(*ip, port?))));
+        let http = of("HTTP API", "--dapr-http-port", self.http);
+        let grpc = of("gRPC API", "--dapr-grpc-port", self.grpc);
+        http.chain(grpc).chain(self.metrics.map(|(ip, port)| ("metrics", "--metrics-port", SocketAddr::new(ip, port)))).collect()
     }
 
     /// The channel to the application.
@@ -206,11 +215,20 @@ impl Doors {
     }
 }
 
+/// What the system said, or who has the port.
+fn why(error: &std::io::Error, port: u16) -> String {
+    if error.kind() == std::io::ErrorKind::AddrInUse { format!("the port is taken by {}", doctor::holder(port)) } else { error.to_string() }
+}
+
 async fn bind(ip: IpAddr, port: u16, clock: &Arc<dyn Clock>) -> std::io::Result<TcpListener> {
     let begun = clock.monotonic();
+    let mut said = false;
     loop {
         match TcpListener::bind((ip, port)).await {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && clock.monotonic().since(begun) < BIND_RETRY => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!("{ip}:{port} is taken by {}; trying for {} s", doctor::holder(port), BIND_RETRY.as_secs());
+                }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             other => return other,

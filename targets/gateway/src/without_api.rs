@@ -2,6 +2,7 @@
 //! refused with a clear word.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,11 @@ impl Doors {
             }
         }
         Ok(Self { health: Absent, skip: Nothing })
+    }
+
+    /// Wants no address.
+    pub fn addresses(&self) -> Vec<(&'static str, &'static str, SocketAddr)> {
+        Vec::new()
     }
 
     /// Binds nothing.

@@ -197,6 +197,9 @@ async fn accept<S: Stream>(
     };
     if let Some((code, why)) = refusal {
         broker.metrics.refused(why);
+        if code == reason::BAD_CREDENTIALS {
+            broker.tell_stranger(connect.client_id, connect.user);
+        }
         wire::connack(&mut out, version, false, code, None);
         let _ = stream.write_all(&out).await;
         return;

@@ -33,6 +33,7 @@ impl<S: Stream> Connection<S> {
                 let known = p.qos == 2 && self.session.received.contains(&p.id);
                 if !known {
                     self.broker.metrics.refused("publish-not-authorized");
+                    self.broker.tell_denied(&self.client_id, "publish to", &topics[at]);
                 }
                 // As mosquitto does: a version 3 client is not told, since it could not be.
                 self.answer_directly(p, if known { reason::SUCCESS } else { reason::NOT_AUTHORIZED });

@@ -73,6 +73,7 @@ impl<S: Stream> Connection<S> {
             };
             if self.user.as_ref().is_some_and(|u| !u.may_subscribe(filter)) {
                 self.broker.metrics.refused("subscribe-not-authorized");
+                self.broker.tell_denied(&self.client_id, "subscribe to", filter);
                 codes.push(if self.version == Version::V5 { reason::NOT_AUTHORIZED } else { reason::UNSPECIFIED });
                 continue;
             }

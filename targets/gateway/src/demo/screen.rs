@@ -81,7 +81,15 @@ impl Screen {
         if !self.terminal {
             let shown = format!("{state} {mode}");
             let due = self.last.as_ref().is_none_or(|(s, at)| *s != shown || look.at.saturating_sub(*at) >= Duration::from_secs(2));
-            if due {
+            if due && !look.alive {
+                self.put(&format!(
+                    "{:5.1} s   the node is down: nobody can ask it; acknowledged {}, arrived {}\n",
+                    look.at.as_secs_f64(),
+                    look.acknowledged,
+                    look.arrived
+                ));
+                self.last = Some((shown, look.at));
+            } else if due {
                 self.put(&format!(
                     "{:5.1} s   link {state}, mode {mode}; acknowledged {}, arrived {}, queued {}, sensor readings {}, disk {} KiB, memory {} KiB\n",
                     look.at.as_secs_f64(),

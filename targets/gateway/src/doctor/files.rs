@@ -64,7 +64,9 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
 /// Whether a literal value is one that only the node should know.
 fn holds_secret(name: &str, text: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    let named = ["password", "secret", "token", "clientkey"].iter().any(|word| name.contains(word)) && !text.is_empty();
+    // `secretsFile` says where they are.
+    let place = name.ends_with("file") || name.ends_with("path");
+    let named = ["password", "secret", "token", "clientkey"].iter().any(|word| name.contains(word)) && !place && !text.is_empty();
     // A URL with `user:password@`.
     let in_url = text.split_once("://").and_then(|(_, rest)| rest.split('/').next()?.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'));
     named || in_url
@@ -125,6 +127,7 @@ mod tests {
             ("url", "mqtt://host/a:b@c", false),
             ("redisPassword", "x", true),
             ("redisPassword", "", false),
+            ("secretsFile", "/etc/selvedge/secrets.json", false),
             ("clientKey", "-----BEGIN", true),
             ("qos", "1", false),
         ] {

@@ -5,6 +5,8 @@ mod files;
 mod host;
 mod ports;
 
+pub use ports::holder;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,7 +19,8 @@ use selvedge::time::{Clock, SystemClock};
 use serde_json::{Value, json};
 
 use crate::flags::{Flags, UsageError};
-use crate::run::data_dir;
+use crate::run::data_dir_of_node;
+use crate::say::say;
 use crate::{components, control, serve_api};
 
 /// What is examined.
@@ -36,7 +39,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     let mut folders = flags.list("resources-path");
     folders.extend(flags.list("components-path"));
     folders.extend(flags.rest.iter().skip(1).map(Into::into));
-    let data_dir = data_dir(flags, app_id);
+    let data_dir = data_dir_of_node(flags);
     let (resources, mut findings) = settings(&folders, app_id);
     let patient = Patient { running: control::process(&data_dir), resources, folders, data_dir };
     findings.push(match patient.running {
@@ -47,6 +50,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     findings.extend(disk::examine(&patient));
     findings.extend(files::examine(&patient));
     findings.extend(ports::examine(&patient));
+    findings.extend(ports::apis(&patient, flags));
     findings.extend(upstreams(&patient, app_id));
     let lanes = outlook::lanes(&patient.resources, load_of_lanes, disk::space(&patient.data_dir).map(|s| s.0));
     if flags.switch("json", false) {
@@ -61,19 +65,36 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
             .collect();
         let findings: Vec<Value> =
             findings.iter().map(|f| json!({"level": f.level.as_str(), "subject": f.subject, "found": f.found, "remedy": f.remedy})).collect();
-        println!("{:#}", json!({"findings": findings, "worstCase": lanes}));
+        say!("{:#}", json!({"findings": findings, "worstCase": lanes}));
     } else {
         for finding in &findings {
-            println!("{finding}");
+            say!("{finding}");
         }
         for line in lanes.iter().flat_map(|l| l.lines(load_of_lanes)) {
-            println!("{line}");
+            say!("{line}");
         }
         let count = |level| findings.iter().filter(|f| f.level == level).count();
-        println!("{} problems, {} warnings", count(FindingLevel::Problem), count(FindingLevel::Warning));
+        say!("{} problems, {} warnings", count(FindingLevel::Problem), count(FindingLevel::Warning));
     }
     let sound = findings.iter().all(|f| f.level < FindingLevel::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The ways in and out alone: addresses of listeners, certificates and files, brokers stage by stage.
+pub fn doors(folders: &[std::path::PathBuf], app_id: &str, flags: &Flags) -> Vec<Finding> {
+    let data_dir = data_dir_of_node(flags);
+    let (resources, _) = settings(folders, app_id);
+    let patient = Patient { running: control::process(&data_dir), resources, folders: folders.to_vec(), data_dir };
+    let mut findings = files::examine(&patient);
+    findings.extend(ports::examine(&patient));
+    findings.extend(ports::apis(&patient, flags).into_iter().filter(|f| f.level == FindingLevel::Problem));
+    findings.extend(upstreams(&patient, app_id));
+    findings
+}
+
+/// Room for the node on the file system of a folder, in bytes.
+pub fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    disk::space(dir).map(|(available, _)| available)
 }
 
 /// The resources, read strictly.
