@@ -96,6 +96,17 @@ fn no_message_can_be_read_from_the_disk_and_all_of_them_arrive_once_the_key_is_t
     node.kill();
     assert_eq!(files_with(&place.data(), "hidden-payload"), Vec::<String>::new());
 
+    let doctor = |keys: &[&Path]| {
+        place.rewrite(&resources(broker.port, keys));
+        let output = Command::new(binary()).args(["doctor", "--resources-path"]).arg(place.resources()).arg("--data-dir").arg(place.data()).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let told = doctor(&[&missing]);
+    assert!(told.contains("atRest: file") && told.contains("No such file"), "{told}");
+    // By the same id as in the alarm.
+    let told = doctor(&[&new, &old]);
+    assert!(told.contains(&format!("key {} seals and opens", alarm["locked"][0]["key"].as_str().unwrap())), "{told}");
+
     // Both keys: all of it, in order.
     place.rewrite(&resources(broker.port, &[&new, &old]));
     let node = place.start();
