@@ -133,10 +133,12 @@ impl Uplink for Scripted {
             marks: p.marks.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             user: p.attributes.user.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
-        if let Some(outcome) = (peer.answer)(&sent) {
+        peer.poisoned |= peer.poison == Some(sent.payload.as_str());
+        if !peer.poisoned
+            && let Some(outcome) = (peer.answer)(&sent)
+        {
             peer.waiting.push(UplinkAck { token: p.token, outcome });
         }
-        peer.poisoned |= peer.poison == Some(sent.payload.as_str());
         peer.sent.push(sent);
         peer.in_flight += 1;
         peer.most_in_flight = peer.most_in_flight.max(peer.in_flight);
@@ -153,8 +155,8 @@ impl Uplink for Scripted {
             tokio::time::sleep(wait).await;
             let ready = {
                 let mut peer = self.peer();
-                if peer.poisoned {
-                    peer.waiting.clear();
+                // What came before it is answered.
+                if peer.poisoned && peer.waiting.is_empty() {
                     Some(Err(LinkFailure::new(LinkCause::PeerError, "protocol error")))
                 } else if peer.waiting.is_empty() {
                     peer.breaks.pop_front().map(Err)
@@ -681,14 +683,19 @@ async fn a_record_that_breaks_the_link_is_found_among_newer_ones_and_set_aside()
     rig.keep_writing();
     accept_all(&rig, 0..5_000);
     let uplink = Scripted::accepting();
-    uplink.peer().poison = Some("4500");
-    let (status, _stop, _task) = rig.start(rig.config(), &uplink);
+    uplink.peer().poison = Some("3300");
+    // So slowly that newer ones have come, and gone through, before the link comes to it.
+    let drain = DrainSpec { messages_per_second: Some(1_000), ..DrainSpec::default() };
+    let (status, _stop, _task) = rig.start(ForwarderConfig { drain, ..rig.config() }, &uplink);
     // There is always something newer that could be tried instead.
-    let mut next = 5_000;
+    let (mut next, mut polls) = (5_000, 0);
     until(|| {
-        accept_all(&rig, next..next + 3);
-        next += 3;
-        status.snapshot().refused == 1 || next > 30_000
+        polls += 1;
+        if polls % 10 == 0 {
+            accept_all(&rig, next..next + 1);
+            next += 1;
+        }
+        status.snapshot().refused == 1
     })
     .await;
     until(|| status.snapshot().queued == 0).await;
