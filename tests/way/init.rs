@@ -162,3 +162,32 @@ fn a_broker_that_speaks_mqtt_3_alone_is_found_out_by_trying() {
     assert!(code == 0 && said.contains("takes the box (MQTT 3.1.1)"), "{said}");
     assert!(std::fs::read_to_string(folder.path().join("resources/gateway.yaml")).unwrap().contains("\n  type: pubsub.mqtt3 "));
 }
+
+#[test]
+fn a_broker_with_a_certificate_of_its_own_authority_is_trusted_by_its_file_and_not_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let openssl = |words: &str| {
+        assert!(Command::new("openssl").args(words.split(' ')).current_dir(dir.path()).stderr(Stdio::null()).status().unwrap().success(), "{words}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca-key -out ca -days 30 -subj /CN=authority"));
+    openssl(&format!("req {key} -keyout key -out request -subj /CN=localhost"));
+    std::fs::write(dir.path().join("names"), "subjectAltName=DNS:localhost\n").unwrap();
+    openssl("x509 -req -in request -CA ca -CAkey ca-key -CAcreateserial -days 30 -extfile names -out cert");
+    for name in [".", "key"] {
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let (port, at) = (free_port(), dir.path().display());
+    let _broker = Mosquitto::with(&format!("listener {port} 127.0.0.1\ncertfile {at}/cert\nkeyfile {at}/key\nallow_anonymous true\n"));
+    let (upstream, listen) = (format!("mqtts://localhost:{port}"), format!("127.0.0.1:{}", free_port()));
+    let words = ["--upstream", &upstream, "--listen", &listen];
+    let (place, folder) = empty();
+    let (code, said) = init(&folder, &words);
+    assert!(code == 0 && said.contains("problem  upstream cloud: tls") && said.contains("does not take the box yet"), "{said}");
+    let ca = dir.path().join("ca").display().to_string();
+    let (code, said) = init(&folder, &[&words[..], &["--ca-file", &ca, "--force"]].concat());
+    assert!(code == 0 && said.contains("takes the box (MQTT 5)"), "{said}");
+    let node = place.start();
+    eventually(Duration::from_secs(20), "the link is up", || node.link("cloud") == "up");
+    assert_eq!(node.terminate(), Some(0));
+}

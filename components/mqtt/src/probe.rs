@@ -39,7 +39,9 @@ fn remedy(cause: LinkCause) -> &'static str {
         LinkCause::Refused => "the broker refuses what it is sent: ask its operator what this client may do",
         LinkCause::Tcp => "nothing listens there, or a firewall is between: check the port in `url` and the broker",
         LinkCause::TlsTime => "check the box's clock first, then the broker's certificate",
-        LinkCause::TlsTrust => "give the broker's CA in `caCert`, and use the name that its certificate carries in `url`",
+        LinkCause::TlsTrust => {
+            "give the broker's CA in `caCert`, and use the name that its certificate carries in `url`; a certificate that is an authority's (CaUsedAsEndEntity) cannot be the broker's own: have it sign one"
+        }
         LinkCause::Auth => "check user name and password in `url`, or clientCert and clientKey, and what the broker allows this client",
         LinkCause::Quota => "the broker has no room now: ask its operator",
         LinkCause::Silent | LinkCause::Slow => {

@@ -70,10 +70,9 @@ pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloade
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
                 ["queue", order @ ..] => queue::answer(status.hub(), order).await,
-                ["reload"] => Ok(reloader.reload(None).await),
-                ["reload", level] => match parse_level(level) {
-                    Ok(level) => Ok(reloader.reload(Some(level)).await),
-                    Err(accepted) => Err(format!("reload: found {level:?}; accepted is {accepted}")),
+                ["reload", level @ ..] if level.len() <= 1 => match level.first().map(|level| parse_level(level)).transpose() {
+                    Ok(level) => Ok(reloader.reload(level).await),
+                    Err(accepted) => Err(format!("reload: found {:?}; accepted is {accepted}", level.join(" "))),
                 },
                 _ => Err(format!("unknown question {:?}; accepted are status, escape ..., queue ..., reload [LEVEL]", line.trim())),
             };

@@ -161,6 +161,9 @@ fn say(plan: &Plan, mqtt3: bool, found: &[Finding], passwords: &[(&str, String)]
     match &plan.broker {
         None => say!("no broker is named: nothing leaves the box. --upstream URL names one"),
         Some(_) if fails(found, "") => {
+            if fails(found, ": tls") {
+                say!("--ca-file FILE says which authority the broker's certificate leads to");
+            }
             say!("the broker does not take the box yet: messages wait on the disk until it does");
         }
         Some(broker) => {

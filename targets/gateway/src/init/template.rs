@@ -12,6 +12,7 @@ const REMARK: &str =
     r#"  # This box alone. For devices on your network: "0.0.0.0:1883", best together with `users`; see `Devices with passwords` in the book."#;
 const BIND: &str = r#"bind: "127.0.0.1:1883""#;
 const USERS: &str = "  # users: {file: /etc/selvedge/users.yaml}";
+const SENSORS: &str = "---\napiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: host}\n";
 const CLOUD: &str = "# A broker in the cloud.";
 const URL: &str = r#"    - {name: url, value: "mqtts://USER:PASSWORD@broker.example:8883"}"#;
 const CONSUMER: &str = r#"    # - {name: consumerID, value: "site7-box1"}"#;
@@ -43,9 +44,17 @@ fn open(text: &str, beginning: &str) -> String {
     out
 }
 
+/// Shuts the paragraph that begins so, up to the blank line behind it.
+fn shut(text: &str, beginning: &str) -> String {
+    let Some(start) = text.find(beginning) else { return text.to_owned() };
+    let end = text[start..].find("\n\n").map_or(text.len(), |n| start + n);
+    format!("{}# {}{}", &text[..start], text[start..end].replace('\n', "\n# "), &text[end..])
+}
+
 /// `gateway.yaml`, for a broker that speaks MQTT 5, or 3.1.1 alone.
 pub fn gateway(plan: &Plan, mqtt3: bool) -> String {
-    let mut text = TEMPLATE.to_owned();
+    // A smaller gateway may be built without them.
+    let mut text = if cfg!(feature = "sensors") { TEMPLATE.to_owned() } else { shut(TEMPLATE, SENSORS) };
     if plan.listen.to_string() != "127.0.0.1:1883" || plan.users {
         let remark = match (plan.users, plan.listen.ip().is_loopback()) {
             (true, _) => "  # Devices show a name and a password; who may come in, and do what, stands in the file of `users`.",
@@ -113,9 +122,15 @@ mod tests {
 
     #[test]
     fn all_that_is_filled_in_stands_in_the_template() {
-        for once in [REMARK, BIND, USERS, CLOUD, URL, CONSUMER, SPEC_END, QUOTA, COAP, COAP_BIND, TYPE] {
+        for once in [REMARK, BIND, USERS, SENSORS, CLOUD, URL, CONSUMER, SPEC_END, QUOTA, COAP, COAP_BIND, TYPE] {
             assert_eq!(TEMPLATE.matches(once).count(), 1, "{once}");
         }
+        let shut = shut(TEMPLATE, SENSORS);
+        let changed: Vec<&str> = shut.lines().zip(TEMPLATE.lines()).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
+        assert!(
+            changed.len() == 11 && changed.iter().all(|line| line.starts_with("# ")) && shut.lines().count() == TEMPLATE.lines().count(),
+            "{shut}"
+        );
         assert!(TEMPLATE.matches(PREFIX).count() >= 3 && TEMPLATE.contains(FOLDER) && TEMPLATE.contains(DATA));
     }
 }
