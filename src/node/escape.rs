@@ -289,7 +289,7 @@ impl Escape {
         let event = match order {
             EscapeOrder::Reports => return self.reports(),
             EscapeOrder::Configure(settings) => {
-                self.configure(settings).await;
+                self.configure(*settings).await;
                 return self.view.borrow().to_json();
             }
             EscapeOrder::Enter => ModeEvent::Enter,

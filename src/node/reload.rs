@@ -330,7 +330,7 @@ impl Parts {
             let secondary = policies().find(|u| u.role == UpstreamRole::Secondary);
             let settings =
                 EscapeSettings { policy: policy.clone(), failback_after: secondary.map_or(UpstreamSpec::FAILBACK_AFTER, |u| u.failback_after) };
-            escape.order(EscapeOrder::Configure(settings)).await.map_err(|e| vec![e])?;
+            escape.order(EscapeOrder::Configure(Box::new(settings))).await.map_err(|e| vec![e])?;
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ pub enum EscapeOrder {
     /// Set the mode for a time.
     Pin(Mode, Duration),
     /// Other values from now on.
-    Configure(EscapeSettings),
+    Configure(Box<EscapeSettings>),
     /// The reports of the last outages, the newest first; the first one goes on if there is one.
     Reports,
 }
