@@ -26,7 +26,7 @@ use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
-use crate::outbox::{DestinationId, LedgerRow};
+use crate::outbox::{Bound, DestinationId, LedgerRow};
 use crate::resource::{DiskFloor, EscapePolicySpec};
 use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
@@ -203,7 +203,8 @@ impl Escape {
         };
         this.at.hub.set_mode(this.machine.mode());
         this.order_links();
-        (this, EscapeHandle { view: seen, budgets: budgets_seen, orders: give })
+        let hub = this.at.hub.clone();
+        (this, EscapeHandle { view: seen, budgets: budgets_seen, orders: give, hub })
     }
 
     /// Looks after the mode until `stop` resolves. After a defect it goes on with what it has saved last.
@@ -290,7 +291,7 @@ impl Escape {
             EscapeOrder::Reports => return self.reports(),
             EscapeOrder::Configure(settings) => {
                 self.configure(settings);
-                return self.view.borrow().to_json();
+                return Value::Null;
             }
             EscapeOrder::Enter => ModeEvent::Enter,
             EscapeOrder::Leave => ModeEvent::Leave,
@@ -302,7 +303,8 @@ impl Escape {
         self.order_links();
         self.save().await;
         self.refresh_view();
-        self.view.borrow().to_json()
+        self.bound_store(false);
+        Value::Null
     }
 
     fn configure(&mut self, settings: EscapeSettings) {
@@ -349,7 +351,6 @@ impl Escape {
         };
         self.disk = Some((now, short));
         if short != before {
-            self.at.hub.outbox().hold_growth(short);
             self.meters.disk_short.set(i64::from(short));
             if short {
                 tracing::error!(path = %self.at.dir.display(), "the file system has less room than its floor: no lane grows beyond its own floor");
@@ -358,6 +359,24 @@ impl Escape {
             }
         }
         short
+    }
+
+    /// What the mode and the disk change in the store. While the mode is told, lanes take something in any case: a subscriber's lane may be
+    /// one of those that take nothing.
+    fn bound_store(&self, telling: bool) {
+        let now = self.at.clock.monotonic();
+        // Once a link stands, what comes in goes out.
+        let alone = self.machine.offline_for(now).is_some() || self.machine.pinned_for(now).is_some();
+        let saves = alone && matches!(self.machine.mode(), Mode::Conserve | Mode::Survive);
+        let disk_short = self.disk.is_some_and(|(_, short)| short);
+        let protected = if disk_short { Bound::Short } else { Bound::Quota };
+        let others = match self.machine.mode() {
+            Mode::Survive if saves && !telling => Bound::Shut,
+            _ if saves && !disk_short => Bound::Held,
+            _ => protected,
+        };
+        self.at.hub.bound_lanes(protected, others);
+        self.at.hub.outbox().spare_flash(saves || self.budgets.flash_is_spent());
     }
 
     async fn look(&mut self) {
@@ -388,6 +407,7 @@ impl Escape {
         self.act(actions).await;
         self.note_causes();
         self.look_at_budgets().await;
+        self.bound_store(false);
         let told = self.tell_losses(now).await;
         self.order_links();
         self.refresh_view();
@@ -597,6 +617,7 @@ impl Escape {
         if !self.at.local {
             return;
         }
+        self.bound_store(true);
         let said = {
             let view = self.view.borrow();
             json!({"mode": view.mode, "since": view.since.to_rfc3339(), "cause": view.cause.map(LinkCause::as_str)}).to_string()
