@@ -12,7 +12,8 @@ pub const KEY_BYTES: usize = 32;
 pub const OVERHEAD_BYTES: usize = HEAD + NONCE_LEN + 16;
 
 const VERSION: u8 = 1;
-const FINGERPRINT: usize = 4;
+/// Bytes that tell keys apart.
+pub const FINGERPRINT: usize = 4;
 const HEAD: usize = 1 + FINGERPRINT;
 
 /// A sealed text could not be opened.
@@ -88,17 +89,58 @@ impl hkdf::KeyType for KeyLength {
     }
 }
 
+/// A master key's key for one purpose, and its fingerprint, which tells keys apart and is no secret.
+fn for_purpose(master: &MasterKey, purpose: &str) -> Option<([u8; FINGERPRINT], [u8; KEY_BYTES])> {
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"selvedge seal");
+    let mut derived = [0u8; KEY_BYTES];
+    salt.extract(&master.0).expand(&[purpose.as_bytes()], KeyLength).ok()?.fill(&mut derived).ok()?;
+    let mut fingerprint = [0u8; FINGERPRINT];
+    fingerprint.copy_from_slice(&digest::digest(&digest::SHA256, &derived).as_ref()[..FINGERPRINT]);
+    Some((fingerprint, derived))
+}
+
+/// Keys for one purpose that seal no text themselves: each file gets a key of its own from one of them and from random bytes that stand in
+/// the file. The first one is for new files, all of them open.
+#[derive(Clone)]
+pub struct FileKeys(Vec<([u8; FINGERPRINT], [u8; KEY_BYTES])>);
+
+impl std::fmt::Debug for FileKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.fingerprints()).finish()
+    }
+}
+
+impl FileKeys {
+    /// Keys for `purpose`. `None` without master keys.
+    #[must_use]
+    pub fn derive(masters: &[MasterKey], purpose: &str) -> Option<Self> {
+        let keys: Vec<_> = masters.iter().filter_map(|master| for_purpose(master, purpose)).collect();
+        (!keys.is_empty()).then_some(Self(keys))
+    }
+
+    /// What tells the keys apart, the one for new files first.
+    pub fn fingerprints(&self) -> impl Iterator<Item = [u8; FINGERPRINT]> + '_ {
+        self.0.iter().map(|(fingerprint, _)| *fingerprint)
+    }
+
+    /// The key of the file with these random bytes, of which `context` says what it is: one moved to another place does not open. `None`
+    /// when the key of this fingerprint is not there.
+    #[must_use]
+    pub fn of_file(&self, fingerprint: [u8; FINGERPRINT], salt: &[u8; KEY_BYTES], context: &[&[u8]]) -> Option<LessSafeKey> {
+        let (_, key) = self.0.iter().find(|(f, _)| *f == fingerprint)?;
+        let mut derived = [0u8; KEY_BYTES];
+        hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(key).expand(context, KeyLength).ok()?.fill(&mut derived).ok()?;
+        Some(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &derived).ok()?))
+    }
+}
+
 impl Seal {
     /// Keys for `purpose`, derived from the master keys (HKDF with SHA-256, RFC 5869): what is sealed for one purpose does not open for another.
     /// `None` without master keys.
     #[must_use]
     pub fn derive(masters: &[MasterKey], purpose: &str) -> Option<Self> {
-        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"selvedge seal");
         let one = |master: &MasterKey| {
-            let mut derived = [0u8; KEY_BYTES];
-            salt.extract(&master.0).expand(&[purpose.as_bytes()], KeyLength).ok()?.fill(&mut derived).ok()?;
-            let mut fingerprint = [0u8; FINGERPRINT];
-            fingerprint.copy_from_slice(&digest::digest(&digest::SHA256, &derived).as_ref()[..FINGERPRINT]);
+            let (fingerprint, derived) = for_purpose(master, purpose)?;
             Some(Key { fingerprint, key: LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &derived).ok()?) })
         };
         let keys: Vec<Key> = masters.iter().filter_map(one).collect();

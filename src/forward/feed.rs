@@ -143,9 +143,9 @@ impl Feed {
         }
     }
 
-    /// Records that wait in the sources that are open, in strict lanes if these alone are read.
+    /// Records that wait in the sources that are open and do not wait for a key, in strict lanes if these alone are read.
     pub(super) fn sendable(&self, strict_only: bool) -> u64 {
-        if strict_only { self.open().map(|s| s.consumer.strict_queued()).sum() } else { self.queued() }
+        self.open().map(|s| s.consumer.sendable(strict_only)).sum()
     }
 
     /// Records that wait in the sources that are open.

@@ -12,7 +12,7 @@ use crate::escape::LinkState;
 use crate::hub::{Hub, LaneRule, QUARANTINE, Release};
 use crate::message::Inbound;
 use crate::outbox::sim::SimStorage;
-use crate::outbox::{DestinationId, Durability, LaneConfig, Order, Outbox, OutboxConfig};
+use crate::outbox::{AtRest, DestinationId, Durability, LaneConfig, Order, Outbox, OutboxConfig};
 use crate::resource::{DrainSpec, RouteSpec};
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
@@ -203,8 +203,14 @@ impl Rig {
         let lane = lane("default");
         let mut lanes = vec![lane.clone(), LaneConfig { name: QUARANTINE.into(), ..lane }];
         lanes.extend(more);
-        let config =
-            OutboxConfig { dir: "/outbox".into(), node: "test".into(), lanes, segment_bytes: 1 << 20, cursor_interval: Duration::from_secs(1) };
+        let config = OutboxConfig {
+            dir: "/outbox".into(),
+            node: "test".into(),
+            lanes,
+            segment_bytes: 1 << 20,
+            cursor_interval: Duration::from_secs(1),
+            at_rest: AtRest::default(),
+        };
         let (outbox, mut writer, _) = Outbox::open_without_thread(config, Arc::new(SimStorage::default()), clock.clone()).unwrap();
         let write: Box<dyn FnMut() + Send> = Box::new(move || {
             writer.step(false);

@@ -149,10 +149,11 @@ impl Consumer {
         }
     }
 
-    /// Records stored for the destination and not done, in strict lanes.
+    /// Records stored for the destination, not done, and readable, in strict lanes or in all: what is sealed with a key that is not there is not.
     #[must_use]
-    pub fn strict_queued(&self) -> u64 {
-        self.lanes[..self.strict].iter().map(|(_, _, reader)| reader.queued()).sum()
+    pub fn sendable(&self, strict_only: bool) -> u64 {
+        let lanes = if strict_only { &self.lanes[..self.strict] } else { &self.lanes[..] };
+        lanes.iter().map(|(_, _, reader)| reader.sendable()).sum()
     }
 
     /// Records stored for the destination and not done, over all lanes.

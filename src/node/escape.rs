@@ -26,7 +26,7 @@ use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
-use crate::outbox::{Bound, DestinationId, LedgerRow};
+use crate::outbox::{Bound, DestinationId, LedgerRow, Locked};
 use crate::resource::{DiskFloor, EscapePolicySpec};
 use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
@@ -86,6 +86,8 @@ pub(super) struct Surroundings {
     pub notices: Option<String>,
     /// Files that were set aside when the store was opened.
     pub set_aside: Vec<PathBuf>,
+    /// What is stored and cannot be opened for want of a key.
+    pub locked: Vec<Locked>,
     /// Whether there is a pub/sub `local` to tell the mode to.
     pub local: bool,
 }
@@ -525,6 +527,7 @@ impl Escape {
             let untold = |row: &LedgerRow| tombstones::is_untold(&self.kept.told, row);
             let news = (self.kept.outage.is_some() && !upstream.secondary)
                 || !self.kept.damaged.is_empty()
+                || !self.at.locked.is_empty()
                 || self.at.hub.outbox().ledger_of(upstream.destination).iter().any(untold);
             let orders = LinkOrders {
                 closed: self.machine.is_fenced(),
@@ -573,21 +576,34 @@ impl Escape {
         told
     }
 
-    /// Files of the store that were set aside are told to the first upstream that stands.
+    /// Files of the store that were set aside, and messages that cannot be opened, are told to the first upstream that stands.
     async fn tell_damage(&mut self, topic: &str) -> bool {
         let Some(upstream) = self.at.upstreams.iter().find(|u| u.stands() && !u.secondary && u.status.takes_notices()) else { return false };
-        if self.kept.damaged.is_empty() {
-            return false;
+        let destination = upstream.destination;
+        let mut told = false;
+        if !self.kept.damaged.is_empty() && self.alarm(topic, destination, "store-damaged", ("setAside", json!(self.kept.damaged))).await {
+            self.kept.damaged.clear();
+            told = true;
         }
-        let alarm = json!({
-            "kind": "alarm", "alarm": "store-damaged", "node": self.at.node, "at": self.at.clock.now().to_rfc3339(), "setAside": self.kept.damaged,
-        });
-        if let Err(error) = self.at.hub.notice(&[upstream.destination], &format!("{topic}/alarm"), alarm.to_string().as_bytes()).await {
+        if !self.at.locked.is_empty() {
+            // Found again at every start, so it need not be kept.
+            let locked = self.at.locked.iter().map(|l| json!({"key": l.key, "lane": l.lane, "segments": l.segments})).collect();
+            if self.alarm(topic, destination, "store-locked", ("locked", locked)).await {
+                self.at.locked.clear();
+                told = true;
+            }
+        }
+        told
+    }
+
+    /// Stores an alarm for an upstream.
+    async fn alarm(&self, topic: &str, to: DestinationId, alarm: &str, (key, what): (&str, serde_json::Value)) -> bool {
+        let text = json!({"kind": "alarm", "alarm": alarm, "node": self.at.node, "at": self.at.clock.now().to_rfc3339(), key: what}).to_string();
+        let stored = self.at.hub.notice(&[to], &format!("{topic}/alarm"), text.as_bytes()).await;
+        if let Err(error) = &stored {
             tracing::warn!(%error, "an alarm could not be stored; it is tried again");
-            return false;
         }
-        self.kept.damaged.clear();
-        true
+        stored.is_ok()
     }
 
     fn note_change(&mut self, to: Mode) {

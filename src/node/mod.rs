@@ -35,6 +35,7 @@ use crate::component::{BuildError, Fut, InheritedSockets, ListenerContext, PubSu
 use crate::escape::Handover;
 use crate::forward::{Forwarder, ForwarderStatus};
 use crate::hub::Hub;
+use crate::outbox::Locked;
 use crate::outbox::storage::Storage;
 use crate::resource::{ComponentSpec, ConfigurationSpec, Resources};
 use crate::supervise::Supervisor;
@@ -240,7 +241,7 @@ impl NodeStatus {
                     json!({
                         "name": l.lane, "diskBytes": l.disk_bytes, "quotaBytes": l.quota_bytes, "segments": l.segments, "lastSequence": l.last_sequence,
                         "acceptedBytes": l.accepted_bytes, "heldBytes": l.held_bytes, "spilledBytes": l.spilled_bytes, "sparedBytes": l.spared_bytes,
-                        "corruptRecords": l.corrupt_records, "failure": l.failure,
+                        "corruptRecords": l.corrupt_records, "lockedSegments": l.locked_segments, "failure": l.failure,
                     })
                 })
                 .collect();
@@ -285,9 +286,9 @@ impl Node {
         if let Some(text) = &config.resources.duplicate_components {
             return Err(NodeError::Duplicates(text.clone()));
         }
-        let (hub, tables, set_aside) = match store::open(&config, &host).await? {
-            Some(store) => (Some(store.hub), Some(store.tables), store.set_aside),
-            None => (None, None, Vec::new()),
+        let (hub, tables, set_aside, locked) = match store::open(&config, &host).await? {
+            Some(store) => (Some(store.hub), Some(store.tables), store.set_aside, store.locked),
+            None => (None, None, Vec::new(), Vec::new()),
         };
         let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
         let mut components =
@@ -302,7 +303,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, set_aside));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (set_aside, locked)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
@@ -514,7 +515,7 @@ fn escape(
     hub: &Hub,
     forwarders: &[Forwarder],
     components: &Components,
-    set_aside: Vec<PathBuf>,
+    (set_aside, locked): (Vec<PathBuf>, Vec<Locked>),
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let standby = routes::secondary(config);
@@ -537,6 +538,7 @@ fn escape(
         notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
         node,
         set_aside,
+        locked,
         dir: config.data_dir.clone(),
         hub: hub.clone(),
         storage: host.storage.clone(),

@@ -235,7 +235,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let policy = |a: &EscapePolicySpec, b: &EscapePolicySpec| {
         changed!(a, b, [
             "modes": modes, "budgets.diskFree": disk_free, "notices": notices, "modes.secretsMaxAge": secrets_max_age, "modes.configMaxAge": config_max_age,
-            "budgets.flash": flash_per_day, "budgets.data": data_per_month, "atRest": at_rest,
+            "budgets.flash": flash_per_day, "budgets.data": data_per_month, "atRest": at_rest, "atRest.messages": seal_messages, "atRest.lostKeys": lost_keys,
         ])
     };
     by_name("escape policy", &a.escape_policies, &b.escape_policies, |p| &p.name, policy, &mut out);

@@ -8,8 +8,8 @@ use super::components::is_mode_store;
 use super::{Host, NodeConfig, NodeError, version};
 use crate::component::Tables;
 use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
-use crate::outbox::{LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
-use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
+use crate::outbox::{AtRest, LaneConfig, Locked, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
+use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources, read_keys};
 
 /// The lane that every node has.
 const DEFAULT_LANE: &str = "default";
@@ -124,12 +124,29 @@ fn lanes(resources: &Resources, default_quota: u64) -> (Vec<LaneConfig>, Vec<Lan
     (lanes, lane_rules(resources))
 }
 
+/// What stored messages are sealed with. A key that cannot be read does not keep the node from starting: what it would have opened is kept,
+/// and nothing is stored in the clear instead.
+fn at_rest(config: &NodeConfig) -> AtRest {
+    let Some(policy) = config.resources.escape_policies.first() else { return AtRest::default() };
+    let environment = |name: &str| config.environment.get(name).cloned();
+    let known = match read_keys(&policy.at_rest, &environment) {
+        Ok(keys) => AtRest::with_keys(&keys, policy.seal_messages),
+        Err(error) => {
+            tracing::error!("{error}; stored messages cannot be opened and new ones cannot be stored until it can be read at a start");
+            AtRest::missing(error)
+        }
+    };
+    known.without(&policy.lost_keys)
+}
+
 /// An open store.
 pub(super) struct Store {
     pub hub: Hub,
     pub tables: Arc<dyn Tables>,
     /// Files that were damaged, by their new names.
     pub set_aside: Vec<PathBuf>,
+    /// What cannot be opened for want of a key.
+    pub locked: Vec<Locked>,
 }
 
 /// Opens the store if anything needs it.
@@ -148,9 +165,23 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let node = node_id(dir, known, &mut set_aside).map_err(|e| fail(e.to_string()))?;
     let free = host.storage.space(dir).map_or(DEFAULT_QUOTA_BYTES * 10, |s| s.available);
     let (lanes, rules) = lanes(&config.resources, DEFAULT_QUOTA_BYTES.min(free / 10).max(MIN_QUOTA_BYTES));
-    let outbox_config = OutboxConfig { dir: dir.join("outbox"), node, lanes, segment_bytes: SEGMENT_BYTES, cursor_interval: Duration::from_secs(1) };
+    let at_rest = at_rest(config);
+    let outbox_config = OutboxConfig {
+        dir: dir.join("outbox"),
+        node,
+        lanes,
+        segment_bytes: SEGMENT_BYTES,
+        cursor_interval: Duration::from_secs(1),
+        at_rest: at_rest.clone(),
+    };
     let (outbox, recovery) = Outbox::open(outbox_config, host.storage.clone(), host.clock.clone()).map_err(|e| fail(e.to_string()))?;
     outbox.register_metrics(&host.metrics);
+    for locked in &recovery.locked {
+        tracing::error!(
+            key = %locked.key, lane = %locked.lane, segments = locked.segments, keys = ?at_rest.key_ids(),
+            "messages are sealed with a key that is not among spec.atRest.keys: they are kept, and sent once it is there at a start (if it is lost for good: spec.atRest.lostKeys)"
+        );
+    }
     version::bring_forward(&*host.storage, dir, version).map_err(|e| fail(e.to_string()))?;
     tracing::info!(
         segments = recovery.segments,
@@ -163,7 +194,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let retained = tables.open("retained").await.map_err(|e| fail(e.to_string()))?;
     let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
     set_aside.extend(recovery.set_aside);
-    Ok(Some(Store { hub, tables, set_aside }))
+    Ok(Some(Store { hub, tables, set_aside, locked: recovery.locked }))
 }
 
 #[cfg(test)]

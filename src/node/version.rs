@@ -73,7 +73,7 @@ pub fn bring_forward(storage: &dyn Storage, dir: &Path, from: Option<u32>) -> io
     match from {
         Some(STORE_VERSION) => return Ok(()),
         // Version 1 is the first with a version file. From version 2 on cursors may say what is finished out of order (ADR 0012), without which
-        // counts are misread. Nothing that is there has to be changed.
+        // counts are misread, and segments may be sealed (ADR 0010). Nothing that is there has to be changed.
         Some(from) => tracing::info!(from, to = STORE_VERSION, path = %dir.display(), "the data directory is brought to a newer version"),
         None => {}
     }

@@ -58,6 +58,8 @@ pub struct LaneStatus {
     pub pieces: u64,
     /// Records lost to corruption.
     pub corrupt_records: u64,
+    /// Segments that are sealed with a key that is not there: kept, and not sent.
+    pub locked_segments: usize,
     /// Why it takes nothing, if so.
     pub failure: Option<String>,
 }

@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 
 use super::{DestinationId, NewRecord};
 use crate::message::Attributes;
+use crate::seal::{FINGERPRINT, KEY_BYTES};
 use crate::time::Timestamp;
 
 /// First bytes of a segment as it was written.
@@ -20,8 +21,13 @@ const FLAG_RETAIN: u8 = 1 << 2;
 const FLAG_TTL: u8 = 1 << 3;
 const FLAG_ATTRIBUTES: u8 = 1 << 4;
 const FLAG_AGGREGATE: u8 = 1 << 5;
+/// Behind the destinations stands sealed text (decision record 0010).
+const FLAG_SEALED: u8 = 1 << 6;
+/// Where the flags stand in a body: behind sequence and time.
+const FLAGS_AT: usize = 16;
 
 const SECTION_COMPACTED: u8 = 1;
+const SECTION_SEALED: u8 = 2;
 
 /// Cumulative count of records accepted for a destination before a segment's first record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +82,20 @@ pub(crate) struct Header {
     /// Every record before this segment is finished, whatever earlier segments and cursors say.
     pub fresh: bool,
     pub compacted: Option<Compacted>,
+    pub sealed: Option<SealedHeader>,
 }
+
+/// What a sealed segment says of its key (decision record 0010).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SealedHeader {
+    /// Fingerprint of the key that the segment's own key comes from.
+    pub key: [u8; FINGERPRINT],
+    /// Random, of this file alone.
+    pub salt: [u8; KEY_BYTES],
+}
+
+/// The cipher that [`SealedHeader`] is for.
+const CHACHA20_POLY1305: u8 = 1;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +172,8 @@ fn put8(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&text.as_bytes()[..end]);
 }
 
-fn seal(out: &mut [u8], start: usize) {
+/// Fills in length and checksum of the frame that begins at `start` and ends with `out`.
+pub(super) fn frame(out: &mut [u8], start: usize) {
     let body = out.len() - start - FRAME_BYTES;
     let crc = crc32fast::hash(&out[start + FRAME_BYTES..]);
     out[start..start + 4].copy_from_slice(&(body as u32).to_le_bytes());
@@ -161,7 +181,7 @@ fn seal(out: &mut [u8], start: usize) {
 }
 
 /// Opens a frame: its body, and its whole length.
-fn unseal(bytes: &[u8], max: usize) -> Result<(&[u8], usize), Broken> {
+fn unframe(bytes: &[u8], max: usize) -> Result<(&[u8], usize), Broken> {
     let Some((length, rest)) = bytes.split_first_chunk::<4>() else { return Err(Broken::Incomplete(FRAME_BYTES)) };
     let length = u32::from_le_bytes(*length) as usize;
     let Some((crc, rest)) = rest.split_first_chunk::<4>() else { return Err(Broken::Incomplete(FRAME_BYTES)) };
@@ -192,7 +212,8 @@ fn section(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// The header's bytes, magic included. Two headers that differ in numbers alone are of the same length.
 pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
-    let mut out = if header.compacted.is_some() { MAGIC_SECTIONS.to_vec() } else { MAGIC.to_vec() };
+    let sections = header.compacted.is_some() || header.sealed.is_some();
+    let mut out = if sections { MAGIC_SECTIONS.to_vec() } else { MAGIC.to_vec() };
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_BYTES]);
     out.extend_from_slice(&header.epoch.to_le_bytes());
@@ -205,7 +226,7 @@ pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
         out.extend_from_slice(&d.accepted.to_le_bytes());
         put16(&mut out, d.name.as_bytes());
     }
-    if header.compacted.is_some() || header.fresh {
+    if sections || header.fresh {
         out.push(if header.fresh { HEADER_FRESH } else { 0 });
     }
     if let Some(c) = &header.compacted {
@@ -227,8 +248,21 @@ pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
             }
         });
     }
-    seal(&mut out, start);
+    if let Some(sealed) = &header.sealed {
+        section(&mut out, SECTION_SEALED, |out| {
+            out.push(CHACHA20_POLY1305);
+            out.extend_from_slice(&sealed.key);
+            out.extend_from_slice(&sealed.salt);
+        });
+    }
+    frame(&mut out, start);
     out
+}
+
+fn decode_sealed(bytes: &[u8]) -> Result<SealedHeader, Broken> {
+    let mut fields = Fields(bytes);
+    let (cipher, key, salt) = (fields.u8()?, fields.array()?, fields.array()?);
+    if cipher == CHACHA20_POLY1305 && fields.0.is_empty() { Ok(SealedHeader { key, salt }) } else { Err(Broken::Corrupt) }
 }
 
 fn decode_compacted(bytes: &[u8]) -> Result<Compacted, Broken> {
@@ -252,7 +286,7 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<(Header, usize), Broken> {
     }
     let sections = bytes.starts_with(MAGIC_SECTIONS);
     let Some(rest) = bytes.strip_prefix(if sections { MAGIC_SECTIONS } else { MAGIC }) else { return Err(Broken::Corrupt) };
-    let (body, length) = unseal(rest, MAX_HEADER_BYTES).map_err(|e| match e {
+    let (body, length) = unframe(rest, MAX_HEADER_BYTES).map_err(|e| match e {
         Broken::Incomplete(n) => Broken::Incomplete(n + MAGIC.len()),
         other => other,
     })?;
@@ -266,17 +300,18 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<(Header, usize), Broken> {
         destinations.push(AcceptedBefore { id, accepted, name: fields.text16()?.to_owned() });
     }
     let flags = if fields.0.is_empty() { 0 } else { fields.u8()? };
-    let mut compacted = None;
+    let (mut compacted, mut sealed) = (None, None);
     while sections && !fields.0.is_empty() {
         let (tag, length) = (fields.u8()?, fields.u32()?);
         let bytes = fields.take(length as usize)?;
         match tag {
             SECTION_COMPACTED => compacted = Some(decode_compacted(bytes)?),
+            SECTION_SEALED => sealed = Some(decode_sealed(bytes)?),
             // What it means is not known here, so what follows cannot be trusted to mean what it seems to.
             _ => return Err(Broken::Corrupt),
         }
     }
-    Ok((Header { epoch, base, created, lane, destinations, fresh: flags & HEADER_FRESH != 0, compacted }, MAGIC.len() + length))
+    Ok((Header { epoch, base, created, lane, destinations, fresh: flags & HEADER_FRESH != 0, compacted, sealed }, MAGIC.len() + length))
 }
 
 /// Upper bound of the bytes that a record takes in a segment.
@@ -346,7 +381,7 @@ pub(crate) fn encode_rewritten(out: &mut Vec<u8>, sequence: u64, accepted_at: Ti
         }
     }
     out.extend_from_slice(record.payload);
-    seal(out, start);
+    frame(out, start);
 }
 
 /// A record in the buffer it was read into.
@@ -358,6 +393,8 @@ pub(crate) struct RawRecord<'a> {
     pub retain: bool,
     /// It stands for several that were downsampled.
     pub aggregate: bool,
+    /// Source, topic, attributes and payload are sealed: they are empty here, and the payload is sealed text.
+    pub sealed: bool,
     pub ttl_seconds: Option<u32>,
     destinations: &'a [u8],
     pub source: &'a str,
@@ -404,7 +441,7 @@ fn read_attributes<'a>(fields: &mut Fields<'a>, mut user: impl FnMut(&'a str, &'
 
 /// The record at the start of `bytes`, and its length.
 pub(crate) fn decode_record(bytes: &[u8], max: usize) -> Result<(RawRecord<'_>, usize), Broken> {
-    let (body, length) = unseal(bytes, max)?;
+    let (body, length) = unframe(bytes, max)?;
     Ok((decode_body(body)?, length))
 }
 
@@ -415,9 +452,10 @@ pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
     let ttl_seconds = if flags & FLAG_TTL != 0 { Some(fields.u32()?) } else { None };
     let count = fields.u16()?;
     let destinations = fields.take(2 * usize::from(count))?;
-    let (source, topic) = (fields.text8()?, fields.text16()?);
+    let sealed = flags & FLAG_SEALED != 0;
+    let (source, topic) = if sealed { ("", "") } else { (fields.text8()?, fields.text16()?) };
     let mut attributes: &[u8] = &[];
-    if flags & FLAG_ATTRIBUTES != 0 {
+    if flags & FLAG_ATTRIBUTES != 0 && !sealed {
         let before = fields.0;
         read_attributes(&mut fields, |_, _| {})?;
         attributes = &before[..before.len() - fields.0.len()];
@@ -428,6 +466,7 @@ pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
         qos: flags & 3,
         retain: flags & FLAG_RETAIN != 0,
         aggregate: flags & FLAG_AGGREGATE != 0,
+        sealed,
         ttl_seconds,
         destinations,
         source,
@@ -435,6 +474,21 @@ pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
         attributes,
         payload: fields.0,
     })
+}
+
+/// How much at the start of a body is never sealed, as recovery needs it: sequence, time, flags, lifetime, destinations.
+pub(super) fn clear_bytes(body: &[u8]) -> Option<usize> {
+    let flags = *body.get(FLAGS_AT)?;
+    let count_at = FLAGS_AT + 1 + if flags & FLAG_TTL != 0 { 4 } else { 0 };
+    let count = u16::from_le_bytes(body.get(count_at..count_at + 2)?.try_into().ok()?);
+    Some(count_at + 2 + 2 * usize::from(count)).filter(|n| *n <= body.len())
+}
+
+/// Says in the flags of a body whether it is sealed.
+pub(super) fn mark_sealed(body: &mut [u8], sealed: bool) {
+    if let Some(flags) = body.get_mut(FLAGS_AT) {
+        *flags = if sealed { *flags | FLAG_SEALED } else { *flags & !FLAG_SEALED };
+    }
 }
 
 #[cfg(test)]
@@ -497,7 +551,9 @@ mod tests {
             destinations: vec![AcceptedBefore { id: DestinationId(1), name: "upstream/cloud".into(), accepted: 98 }],
             fresh: false,
             compacted: None,
+            sealed: None,
         };
+        let sealed = Some(SealedHeader { key: [1, 2, 3, 4], salt: [7; KEY_BYTES] });
         let compacted = Compacted {
             mark: 7,
             end: 180,
@@ -505,7 +561,14 @@ mod tests {
             epochs: vec![(99, 3), (120, 4)],
             gone: vec![Gone { id: DestinationId(1), finished: 5, aggregated: 60, left: 7 }],
         };
-        for header in [header.clone(), Header { fresh: true, ..header.clone() }, Header { compacted: Some(compacted), ..header }] {
+        let compacted = Header { compacted: Some(compacted), ..header.clone() };
+        for header in [
+            header.clone(),
+            Header { fresh: true, ..header.clone() },
+            Header { sealed, ..header.clone() },
+            Header { sealed, ..compacted.clone() },
+            compacted,
+        ] {
             let bytes = encode_header(&header);
             assert_eq!(decode_header(&bytes), Ok((header, bytes.len())));
             for cut in 0..bytes.len() {

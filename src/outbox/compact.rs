@@ -17,6 +17,7 @@ use super::lane::{Epochs, Lane, Segment};
 use super::loss::LossReason;
 use super::merge::{Merge, Plan};
 use super::reader::SegmentKey;
+use super::sealed::{self, Cover, Sealer};
 use super::storage::StoredFile;
 use super::writer::{Writer, segment_bytes};
 use super::{DestinationId, recover};
@@ -57,6 +58,7 @@ struct Input {
     base: u64,
     end: u64,
     file: Arc<dyn StoredFile>,
+    cover: Cover,
     data_start: u64,
     data_end: u64,
     disk_bytes: u64,
@@ -89,6 +91,8 @@ pub(super) struct Pass {
     output: Option<Output>,
     buffer: Vec<u8>,
     saved: u64,
+    /// What sealing adds to a record.
+    overhead_bytes: usize,
 }
 
 impl Pass {
@@ -109,6 +113,7 @@ impl Pass {
                     base: s.base,
                     end,
                     file: s.file.clone(),
+                    cover: s.cover.clone(),
                     data_start: s.data_start,
                     data_end: s.data_end,
                     disk_bytes: s.disk_bytes,
@@ -136,6 +141,7 @@ impl Pass {
             output: None,
             buffer: Vec::new(),
             saved: 0,
+            overhead_bytes: lane.overhead_bytes,
         })
     }
 
@@ -152,7 +158,7 @@ impl Pass {
     /// Reads on in the current input and calls `each` with its records and the bytes of each. True at its end.
     fn read(&mut self, mut each: impl FnMut(&mut Self, &RawRecord<'_>, &[u8])) -> Result<bool, Stop> {
         let input = &self.inputs[self.at];
-        let (file, end, data_end, key) = (input.file.clone(), input.end, input.data_end, input.key);
+        let (file, end, data_end, key, cover) = (input.file.clone(), input.end, input.data_end, input.key, input.cover.clone());
         if self.offset == 0 {
             self.offset = input.data_start;
         }
@@ -169,7 +175,14 @@ impl Pass {
                     break;
                 }
                 Ok((record, length)) => {
-                    each(self, &record, &buffer[at..at + length]);
+                    if record.sealed || !cover.is_plain() {
+                        let frame = &mut buffer[at..at + length];
+                        let Ok(plain) = cover.open(frame) else { return Err(Stop::Damaged(vec![key])) };
+                        let Ok((record, _)) = codec::decode_record(&frame[..plain], self.largest) else { return Err(Stop::Damaged(vec![key])) };
+                        each(self, &record, &frame[..plain]);
+                    } else {
+                        each(self, &record, &buffer[at..at + length]);
+                    }
                     at += length;
                     self.need = 0;
                 }
@@ -200,11 +213,11 @@ impl Pass {
         let output = self.inputs[self.at].output.unwrap_or(0);
         let done = self.read(|pass, record, bytes| {
             let needed = pass.needed(pass.at, record);
-            let at = pass.at;
+            let (at, bytes) = (pass.at, bytes.len() + pass.overhead_bytes);
             if needed.is_empty() {
-                pass.plan.saves[at] += bytes.len() as u64;
+                pass.plan.saves[at] += bytes as u64;
             } else {
-                pass.plan.look(at, output, record, &needed, bytes.len());
+                pass.plan.look(at, output, record, &needed, bytes);
             }
         })?;
         if !done {
@@ -414,6 +427,8 @@ impl Writer {
         epochs.dedup_by_key(|(_, epoch)| *epoch);
         let before = |d: &DestinationId| first.accepted_before.get(d).copied().unwrap_or(0);
         let with_records = pass.stands.keys().filter(|d| last.accepted_after.get(d).copied().unwrap_or(0) > before(d));
+        let sealing = self.shared.config.at_rest.begin(&sealed::Place { lane: &lane_name, epoch: self.shared.epoch, base: first.base })?;
+        let (sealed, sealer) = sealing.unzip();
         let header = Header {
             epoch: self.shared.epoch,
             base: first.base,
@@ -429,6 +444,7 @@ impl Writer {
                 // The counts are filled in at the end, in the same length.
                 gone: with_records.map(|d| Gone { id: *d, finished: 0, aggregated: 0, left: 0 }).collect(),
             }),
+            sealed,
         };
         let data_start = codec::encode_header(&header).len() as u64;
         self.lanes[at].attempt += 1;
@@ -447,6 +463,7 @@ impl Writer {
             end: data_start,
             unsynced: 0,
             pending: Vec::new(),
+            sealer,
             gone: BTreeMap::new(),
             losses: BTreeMap::new(),
         })
@@ -543,6 +560,7 @@ impl Writer {
                 disk_bytes: output.end,
                 accepted_before: inputs[0].accepted_before.clone(),
                 corrupt: false,
+                cover: output.sealer.as_ref().map_or(Cover::Plain, Sealer::cover),
                 epochs: compacted.epochs.iter().copied().collect(),
                 level: compacted.level,
                 compacted: Some(compacted),

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::AtRest;
+
 /// How safe a record is when its sender is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -169,4 +171,6 @@ pub struct OutboxConfig {
     pub segment_bytes: u64,
     /// How often cursors are written when they have moved. Losing them repeats messages and nothing else.
     pub cursor_interval: Duration,
+    /// What seals the records on the disk, and opens sealed ones.
+    pub at_rest: AtRest,
 }

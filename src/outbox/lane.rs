@@ -11,6 +11,8 @@ use super::codec::{self, AcceptedBefore, Compacted};
 use super::cursor::{Cursor, End};
 use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
+use super::reader::SegmentKey;
+use super::sealed::Cover;
 use super::storage::StoredFile;
 use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, REFUSALS, WhenFull};
 use crate::time::Timestamp;
@@ -40,6 +42,8 @@ pub(crate) struct Segment {
     pub accepted_before: BTreeMap<DestinationId, u64>,
     /// A record in it does not check out: set aside instead of removed.
     pub corrupt: bool,
+    /// How its records are to be read.
+    pub cover: Cover,
     /// From which sequence on its records are of which epoch; one entry unless segments of several runs were merged.
     pub epochs: Epochs,
     /// What its header says when it was written by compaction.
@@ -145,6 +149,12 @@ pub(crate) struct Lane {
     pub refused: [u64; REFUSALS.len()],
     pub losses: Losses,
     pub compaction: Compaction,
+    /// Bytes that sealing adds to a record when it is written.
+    pub overhead_bytes: usize,
+    /// Segments were found whose key is not there.
+    pub locks: bool,
+    /// Why nothing can be sealed, if records are to be and there is no key.
+    pub no_key: Option<String>,
 }
 
 impl Lane {
@@ -177,6 +187,9 @@ impl Lane {
             refused: [0; REFUSALS.len()],
             losses: Losses::default(),
             compaction: Compaction::default(),
+            overhead_bytes: 0,
+            locks: false,
+            no_key: None,
         }
     }
 
@@ -198,7 +211,7 @@ impl Lane {
 
     /// Compaction begins early enough that appending seldom has to wait for it: with two segments' room left.
     pub fn wants_compaction(&self, segment_bytes: u64) -> bool {
-        let used = self.used_bytes() + self.waiting_bytes() as u64;
+        let used = self.used_bytes() + self.waiting_bytes() as u64 + self.waiting_overhead();
         self.compacts() && !self.compaction.exhausted && used + 2 * segment_bytes > self.quota()
     }
 
@@ -225,6 +238,11 @@ impl Lane {
     /// Bytes of records that are in no file yet.
     fn waiting_bytes(&self) -> usize {
         self.pending.len() + self.hold.bytes() + self.in_hand
+    }
+
+    /// Bytes that sealing will add to what waits.
+    fn waiting_overhead(&self) -> u64 {
+        self.overhead_bytes as u64 * (self.next_sequence - self.written.min(self.next_sequence))
     }
 
     /// Another bound from now on. What the lane uses at this moment is what it may use; what only waits in memory is no growth.
@@ -261,21 +279,23 @@ impl Lane {
 
     /// Takes one record into the pending buffer; gives its sequence.
     pub fn append(&mut self, record: &NewRecord<'_>, now: Timestamp, largest: u64) -> Result<u64, OutboxError> {
-        let size = codec::record_bytes(record);
+        let size = codec::record_bytes(record) + self.overhead_bytes;
         if size as u64 > largest {
             return Err(OutboxError::TooLarge { bytes: size as u64, limit: largest });
         }
         if self.bound == Bound::Shut {
             return Err(OutboxError::Shut { lane: self.config.name.clone() });
         }
-        if let Some(detail) = &self.failure {
+        // Before room is made for it. A lane that holds records back needs no file as long as they are taken in time.
+        let no_key = self.no_key.as_ref().filter(|_| !self.holds());
+        if let Some(detail) = self.failure.as_ref().or(no_key) {
             return Err(OutboxError::Failed { lane: self.config.name.clone(), detail: detail.clone() });
         }
         if self.waiting_bytes() + size > MAX_PENDING_BYTES {
             return Err(OutboxError::Busy { lane: self.config.name.clone() });
         }
         let mut dropped = false;
-        let waiting = self.waiting_bytes() as u64;
+        let waiting = self.waiting_bytes() as u64 + self.waiting_overhead();
         let quota = self.quota();
         while self.used_bytes() + waiting + size as u64 + HEADER_ALLOWANCE > quota {
             if self.free_middle() {
@@ -537,6 +557,35 @@ impl Lane {
         self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (from, end.saturating_sub(1)), times: (created, created) });
         self.corrupt_records += lost;
         lost
+    }
+
+    /// Records that did not open with the key of their segment: it is set aside when nobody needs it any more.
+    pub fn note_unopened(&mut self, destination: DestinationId, key: SegmentKey, unopened: Option<Loss>) {
+        let Some(loss) = unopened else { return };
+        self.losses.note(destination, LossReason::Damaged, loss);
+        self.corrupt_records += loss.count;
+        if let Some(segment) = self.segments.iter_mut().find(|s| (s.base, s.epoch, s.attempt) == key) {
+            segment.corrupt = true;
+            tracing::error!(path = %segment.path.display(), lost = loss.count, first = loss.sequences.0, last = loss.sequences.1, "sealed records do not open");
+        }
+    }
+
+    /// Records of a destination that wait for a key that is not there, or behind such in a lane that is read in order.
+    pub fn waiting_for_key(&self, destination: DestinationId) -> u64 {
+        let locked = |at: &usize| self.segments[*at].cover.is_locked() && self.unfinished_in(*at, destination) > 0;
+        if self.locks && self.config.order == Order::Newest {
+            return (0..self.segments.len()).filter(locked).map(|at| self.unfinished_in(at, destination)).sum();
+        }
+        let first = if self.locks { (0..self.segments.len()).find(locked) } else { None };
+        first.map_or(0, |at| {
+            let before: u64 = (0..at).map(|at| self.unfinished_in(at, destination)).sum();
+            self.queued(destination).saturating_sub(before)
+        })
+    }
+
+    /// Segments whose key is not there.
+    pub fn locked_segments(&self) -> usize {
+        self.segments.iter().filter(|s| s.cover.is_locked()).count()
     }
 
     /// Records whose life was over when they were read.

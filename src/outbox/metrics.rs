@@ -14,10 +14,13 @@ struct Scrape(Outbox);
 
 type OfLane = (&'static str, &'static str, MetricType, fn(&LaneStatus) -> u64);
 
-const LANES: [OfLane; 7] = [
+const LANES: [OfLane; 8] = [
     ("selvedge_outbox_accepted_bytes", "Payload bytes accepted", MetricType::Counter, |l| l.accepted_bytes),
     ("selvedge_outbox_disk_bytes", "Bytes that the lane takes on disk, preallocation included", MetricType::Gauge, |l| l.disk_bytes),
     ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk", MetricType::Gauge, |l| l.quota_bytes),
+    ("selvedge_outbox_locked_segments", "Segments that are sealed with a key that is not there: kept, and not sent", MetricType::Gauge, |l| {
+        l.locked_segments as u64
+    }),
     ("selvedge_outbox_held_bytes", "Bytes of records that wait in memory before they are written (spillAfter)", MetricType::Gauge, |l| l.held_bytes),
     ("selvedge_outbox_spilled_bytes", "Bytes of records of lanes with spillAfter that were written after all", MetricType::Counter, |l| {
         l.spilled_bytes
@@ -102,6 +105,7 @@ mod tests {
             "selvedge_outbox_pieces{lane=\"other\"} 0",
             "selvedge_outbox_refused_total{lane=\"other\",reason=\"shut\"} 0",
             "selvedge_outbox_spared_bytes_total{lane=\"other\"} 0",
+            "selvedge_outbox_locked_segments{lane=\"default\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

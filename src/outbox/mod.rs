@@ -27,6 +27,7 @@ mod peek;
 mod reader;
 mod recover;
 mod salvage;
+mod sealed;
 mod sides;
 #[cfg(any(test, feature = "test-support"))]
 pub mod sim;
@@ -57,7 +58,8 @@ pub use loss::{Loss, LossReason};
 pub use newest::DEFAULT_LIVE_SHARE;
 pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
-pub use recover::Recovery;
+pub use recover::{Locked, Recovery};
+pub use sealed::AtRest;
 use storage::Storage;
 use writer::Writer;
 
@@ -290,6 +292,7 @@ impl Outbox {
             lanes: lanes.iter().map(lane).collect(),
             segment_bytes: 4 << 20,
             cursor_interval: Duration::from_secs(1),
+            at_rest: AtRest::default(),
         };
         Self::open(config, Arc::new(sim::SimStorage::default()), clock).expect("the simulated file layer refuses nothing by itself").0
     }
@@ -651,7 +654,8 @@ impl Outbox {
                     refused: lane.refused,
                     pieces: lane.places.values().map(|p| p.cursor.sides.len() as u64).sum(),
                     corrupt_records: lane.corrupt_records,
-                    failure: lane.failure.clone(),
+                    locked_segments: lane.locked_segments(),
+                    failure: lane.failure.clone().or_else(|| lane.no_key.clone()),
                 }
             })
             .collect()

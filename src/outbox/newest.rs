@@ -245,6 +245,27 @@ impl Lane {
         }
     }
 
+    /// Where the backlog is read on while the segment that would be next waits for its key: in another one, unless the lane is in order.
+    fn beside_locked(&self, destination: DestinationId, newest: bool) -> Option<(u64, u64, usize)> {
+        if self.config.order == Order::Oldest {
+            return None;
+        }
+        let cursor = &self.places.get(&destination)?.cursor;
+        let gaps = cursor.sides.gaps(cursor.low(), cursor.sides.live().unwrap_or(self.settled));
+        let mut open: Vec<(u64, u64, usize)> = gaps
+            .flat_map(|(from, to)| {
+                let first = self.segments.partition_point(|s| s.base <= from).saturating_sub(1);
+                let last = self.segments.partition_point(|s| s.base < to);
+                (first..last).map(move |at| (from, to, at))
+            })
+            .filter(|(_, _, at)| !self.segments[*at].cover.is_locked())
+            .collect();
+        if !cursor.sides.has_room() {
+            return None;
+        }
+        if newest { open.pop() } else { open.drain(..).next() }
+    }
+
     /// Where the backlog is read on: the newest stretch that is left out; the oldest while nothing is read as it comes, or there is no
     /// room for more pieces.
     fn backlog_target(&mut self, destination: DestinationId) -> Option<Target> {
@@ -279,6 +300,7 @@ impl Lane {
                 self.losses.note(destination, LossReason::Damaged, loss);
                 continue;
             };
+            let (from, to, at) = if self.segments[at].cover.is_locked() { self.beside_locked(destination, newest)? } else { (from, to, at) };
             let base = self.segments[at].base;
             let (start, end) = (from.max(base), to.min(self.segment_end(at)));
             let finished = self.unfinished_in(at, destination) == 0;
@@ -323,6 +345,14 @@ impl Reader {
                     return Ok(lane.is_split(destination).then_some(0));
                 };
                 let segment = &lane.segments[target.at];
+                if segment.cover.is_lost() {
+                    // What is lost is counted when the segment is done with.
+                    if let Some(place) = lane.places.get_mut(&destination) {
+                        place.cursor.sides.set_next(target.key, target.limit);
+                    }
+                    continue;
+                }
+                run.cover = segment.cover.clone();
                 let key = (segment.base, segment.epoch, segment.attempt);
                 let place = if side == Side::Live { self.place } else { self.sides.place };
                 let offset = match place {
@@ -387,6 +417,7 @@ impl Reader {
             let (read, expired) = run.hand_out(&mut place.cursor, &wanted);
             let next = place.cursor.next_in(Some(target.key));
             lane.note_expired(destination, expired);
+            lane.note_unopened(destination, segment_key, run.unopened.take());
             drop(lane);
             self.note_place(side, Some((segment_key, offset + read as u64, next)));
             if !run.is_empty() {

@@ -41,6 +41,7 @@ impl Peeker {
             let Some(segment) = at.checked_sub(1).and_then(|at| lane.segments.get(at)) else { return Ok(run) };
             let key = (segment.base, segment.epoch, segment.attempt);
             run.epochs = segment.epochs.clone();
+            run.cover = segment.cover.clone();
             let offset = match self.place {
                 Some((place, offset, from)) if place == key && from <= sequence => offset,
                 _ => segment.data_start,
@@ -62,7 +63,12 @@ impl Peeker {
                 match codec::decode_record(&run.buffer[at..filled], largest) {
                     Ok((record, length)) if record.sequence == sequence => {
                         self.place = Some((key, offset + at as u64, sequence));
-                        run.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
+                        let sealed = record.sealed || !run.cover.is_plain();
+                        let opened = if sealed { run.cover.open(&mut run.buffer[at..at + length]) } else { Ok(length) };
+                        // One that does not open is not there.
+                        if let Ok(length) = opened {
+                            run.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
+                        }
                         return Ok(run);
                     }
                     Ok((record, length)) if record.sequence < sequence => at += length,

@@ -9,6 +9,7 @@ use super::cursor::Cursor;
 use super::lane::Epochs;
 use super::loss::{Loss, LossReason};
 use super::newest::SideReader;
+use super::sealed::Cover;
 use super::storage::StoredFile;
 use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, salvage, writer};
 use crate::message::Attributes;
@@ -25,6 +26,10 @@ pub struct Run {
     pub(super) bodies: Vec<(u32, u32)>,
     pub(super) epochs: Epochs,
     pub(super) lane: Option<LaneId>,
+    /// How the records in the buffer are to be read.
+    pub(super) cover: Cover,
+    /// Those that were for the destination and did not open.
+    pub(super) unopened: Option<Loss>,
 }
 
 impl Run {
@@ -56,6 +61,7 @@ impl Run {
     fn clear(&mut self) {
         self.bodies.clear();
         self.filled = 0;
+        self.cover = Cover::Plain;
     }
 
     /// Reads what stands at this offset, at least a whole record if there is one; says why there is none.
@@ -112,6 +118,8 @@ impl Run {
                                 all.merge(one);
                                 all
                             }));
+                        } else if record.sealed || !self.cover.is_plain() {
+                            self.open(cursor, at, length);
                         } else {
                             self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + length) as u32));
                         }
@@ -139,6 +147,27 @@ pub(super) struct Wanted {
     pub largest: usize,
     pub now: Timestamp,
     pub ttl: Option<Duration>,
+}
+
+impl Run {
+    /// Opens the record that was handed out. One that does not open ends as a damaged one does.
+    fn open(&mut self, cursor: &mut Cursor, at: usize, length: usize) {
+        let frame = &mut self.buffer[at..at + length];
+        // What opens a record may leave nothing of it.
+        let one = codec::decode_record(frame, length).map(|(record, _)| Loss::one(record.sequence, record.accepted_at));
+        match (self.cover.open(frame), one) {
+            (Ok(plain), _) => self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + plain) as u32)),
+            (Err(_), Ok(one)) => {
+                cursor.finish(one.sequences.0, End::Evicted);
+                match &mut self.unopened {
+                    Some(all) => all.merge(one),
+                    None => self.unopened = Some(one),
+                }
+            }
+            // It was decoded just now.
+            (Err(_), Err(_)) => {}
+        }
+    }
 }
 
 /// A stored record, in the run's buffer.
@@ -293,6 +322,15 @@ impl Reader {
                     lane.pass_segment(at, self.destination);
                     continue;
                 }
+                if segment.cover.is_locked() {
+                    // It waits for its key, and what comes later waits behind it.
+                    return Ok(0);
+                }
+                if segment.cover.is_lost() {
+                    lane.pass_segment(at, self.destination);
+                    continue;
+                }
+                run.cover = segment.cover.clone();
                 let key = (segment.base, segment.epoch, segment.attempt);
                 let offset = match self.place {
                     Some((place, offset, sequence)) if place == key && sequence <= next => offset,
@@ -349,6 +387,7 @@ impl Reader {
                 .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
             let next = place.cursor.next();
             lane.note_expired(self.destination, expired);
+            lane.note_unopened(self.destination, key, run.unopened.take());
             drop(lane);
             self.place = Some((key, offset + at as u64, next));
             if !run.bodies.is_empty() {
@@ -393,6 +432,7 @@ impl Reader {
             }
             run.buffer[..run.filled].copy_from_slice(&rest[..run.filled]);
             run.epochs = Epochs::from_slice(&[(0, self.shared.epoch)]);
+            run.cover = Cover::Plain;
             let Some(place) = lane.places.get_mut(&self.destination) else { return Some(0) };
             let (at, expired) = run
                 .hand_out(&mut place.cursor, &Wanted { destination: self.destination, piece: None, limit: u64::MAX, max_records, largest, now, ttl });
@@ -458,6 +498,13 @@ impl Reader {
         self.damaged = None;
         self.sides.forget();
         self.lock().rewind(self.destination, self.shared.epoch);
+    }
+
+    /// Of those in [`queued`](Self::queued), the ones that do not wait for a key.
+    #[must_use]
+    pub fn sendable(&self) -> u64 {
+        let lane = self.lock();
+        lane.queued(self.destination).saturating_sub(lane.waiting_for_key(self.destination))
     }
 
     /// Records stored for the destination and not finished.

@@ -11,7 +11,7 @@ use super::cursor::{Cursor, End};
 use super::files::{self, CursorEntry, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
-use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, salvage, writer};
+use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, salvage, sealed, writer};
 use crate::time::{Clock, Timestamp};
 
 pub(crate) const MANIFEST: &str = "manifest";
@@ -34,6 +34,19 @@ pub struct Recovery {
     pub torn_tails: usize,
     /// Files that were set aside, by their new names.
     pub set_aside: Vec<PathBuf>,
+    /// Keys that are not there, and what they keep shut.
+    pub locked: Vec<Locked>,
+}
+
+/// Segments that are sealed with a key that is not there. They are kept, and not sent until it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Locked {
+    /// The key's id.
+    pub key: String,
+    /// Lane.
+    pub lane: String,
+    /// How many segments.
+    pub segments: usize,
 }
 
 pub(crate) struct Recovered {
@@ -238,6 +251,13 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     manifest.epoch = manifest.epoch.saturating_add(1);
     let path = dir.join(MANIFEST);
     storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
+    for lane in &mut lanes {
+        lane.overhead_bytes = config.at_rest.overhead_bytes();
+        lane.no_key = config.at_rest.no_key();
+        let locked = sealed::locked(lane);
+        lane.locks = !locked.is_empty();
+        report.locked.extend(locked);
+    }
     report.segments = lanes.iter().map(|l| l.segments.len()).sum();
     Ok(Recovered { lanes, manifest, page_generation: page.generation, latest, report })
 }
@@ -337,6 +357,7 @@ fn recover_lane(
             news.push(header.base);
         }
         let fresh = header.fresh;
+        let cover = config.at_rest.cover(&header);
         let segment = Segment {
             base: header.base,
             epoch: header.epoch,
@@ -348,7 +369,9 @@ fn recover_lane(
             data_end: len,
             disk_bytes: len,
             accepted_before: header.destinations.iter().map(|d| (d.id, d.accepted)).collect(),
-            corrupt: false,
+            // Kept as a damaged file is, in case the key is found after all.
+            corrupt: cover.is_lost(),
+            cover,
             epochs: header
                 .compacted
                 .as_ref()
@@ -381,7 +404,7 @@ fn recover_lane(
             last.disk_bytes = end;
         }
         last.data_end = end;
-        last.corrupt = damaged;
+        last.corrupt |= damaged;
         accepted.clone_from(&last.accepted_before);
         for (d, n) in &counts {
             *accepted.entry(*d).or_default() += n;

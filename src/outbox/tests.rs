@@ -11,6 +11,7 @@ mod compact;
 mod damage;
 mod hold;
 mod newest;
+mod sealed;
 
 const PAYLOAD: usize = 200;
 
@@ -22,7 +23,24 @@ fn config(durability: Durability, quota: u64, when_full: WhenFull) -> OutboxConf
         lanes: vec![lane("default")],
         segment_bytes: 64 << 10,
         cursor_interval: Duration::from_secs(1),
+        at_rest: AtRest::default(),
     }
+}
+
+/// Key `n`.
+fn key(n: u8) -> crate::seal::MasterKey {
+    crate::seal::MasterKey::new([n; crate::seal::KEY_BYTES])
+}
+
+/// Ways to seal that can all read what the others wrote, so that a store may go from one to another at every start.
+fn sealing(n: u64) -> AtRest {
+    let (keys, seals) = match n % 4 {
+        0 => ([1, 2, 3], true),
+        1 => ([1, 2, 3], false),
+        2 => ([2, 1, 3], true),
+        _ => ([3, 2, 1], true),
+    };
+    AtRest::with_keys(&keys.map(key), seals)
 }
 
 fn fsync() -> OutboxConfig {
@@ -165,7 +183,7 @@ fn while_flash_is_scarce_batches_last_a_second_and_cursors_half_a_minute() {
 fn reading_goes_from_file_to_memory_and_back_without_a_gap_or_a_repeat() {
     for seed in 1..200 {
         let storage = SimStorage::default();
-        let (mut b, _) = open(OutboxConfig { segment_bytes: 64 << 10, ..fsync() }, &storage);
+        let (mut b, _) = open(OutboxConfig { segment_bytes: 64 << 10, at_rest: sealing(seed), ..fsync() }, &storage);
         let mut random = Random(seed);
         let (mut reader, mut run, mut got, mut sent) = (b.outbox.reader(b.to, b.lane), Run::default(), Vec::new(), 0);
         while got.len() < 600 {
@@ -249,7 +267,7 @@ fn finished_segments_are_removed_and_memory_does_not_grow_with_the_backlog() {
 fn a_bounded_lane_does_at_its_bound_what_it_does_at_its_quota_and_a_shut_one_refuses_until_it_is_opened() {
     for policy in [WhenFull::Reject, WhenFull::DropOldest, WhenFull::DropNewest] {
         let (mut b, _) = open(config(Durability::Fsync, 1 << 20, policy), &SimStorage::default());
-        let mut fill = |b: &mut Bench, records| {
+        let fill = |b: &mut Bench, records| {
             let taken = (0..records).map(|n| (b.append(n).taken, b.writer.step(false)).0).sum::<usize>();
             (taken, b.outbox.status()[0].disk_bytes)
         };
@@ -647,7 +665,8 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
             let storage = SimStorage::default();
             storage.crash_at(crash_at);
             let mut ids = BTreeMap::new();
-            let (durable, delivered) = match try_open(fsync(), &storage) {
+            let sealed = |n| OutboxConfig { at_rest: if crash_at.is_multiple_of(2) { AtRest::default() } else { sealing(seed + n) }, ..fsync() };
+            let (durable, delivered) = match try_open(sealed(0), &storage) {
                 Ok((mut b, _)) => workload(&mut b, 0, &mut Random(7), &mut ids),
                 Err(_) => Default::default(),
             };
@@ -657,7 +676,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
                 2 => 8,
                 _ => (random.next() % 9) as u8,
             });
-            let (mut b, _) = open(fsync(), &disk);
+            let (mut b, _) = open(sealed(crash_at), &disk);
             let mut reader = b.outbox.reader(b.to, b.lane);
             let read = b.read(&mut reader);
             let found: BTreeSet<u64> = read.iter().map(|(_, n)| *n).collect();
@@ -676,7 +695,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
 fn nothing_is_lost_when_any_one_sync_fails() {
     for at in 0..40u64 {
         let storage = SimStorage::default();
-        let (mut b, _) = open(fsync(), &storage);
+        let (mut b, _) = open(OutboxConfig { at_rest: sealing(at), ..fsync() }, &storage);
         let mut durable = BTreeSet::new();
         for n in 0..400 {
             if n == at * 10 {
@@ -690,7 +709,7 @@ fn nothing_is_lost_when_any_one_sync_fails() {
             b.clock.advance(Duration::from_millis(70));
         }
         let disk = storage.after_power_cut(|| 0);
-        let (b, _) = open(fsync(), &disk);
+        let (b, _) = open(OutboxConfig { at_rest: sealing(at), ..fsync() }, &disk);
         let mut reader = b.outbox.reader(b.to, b.lane);
         let found: BTreeSet<u64> = b.read(&mut reader).iter().map(|(_, n)| *n).collect();
         assert!(durable.is_subset(&found), "sync failed at {at}: {:?}", durable.difference(&found).collect::<Vec<_>>());

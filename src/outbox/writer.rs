@@ -11,6 +11,7 @@ use super::codec::{self, Header};
 use super::compact::{Pass, UNTOUCHABLE};
 use super::files::{self, CursorEntry, CursorPage};
 use super::lane::{Chunk, Lane, Segment};
+use super::sealed::{self, Cover, Sealer};
 use super::storage::StoredFile;
 use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, THRIFT_BATCH, recover};
 use crate::time::Monotonic;
@@ -40,9 +41,27 @@ struct Active {
     synced: u64,
     /// Blocks before this one have been counted as written to flash.
     counted: u64,
+    /// What seals its records. As it counts them, it belongs to this file alone.
+    sealer: Option<Sealer>,
 }
 
 impl Active {
+    /// How long encoded records become in the file.
+    fn stored_bytes(&self, records: &[u8]) -> u64 {
+        if self.sealer.is_some() { sealed::sealed_bytes(records) as u64 } else { records.len() as u64 }
+    }
+
+    /// Writes encoded records at the end, sealed if the file is. Returns how many bytes that were.
+    fn append(&mut self, records: &[u8]) -> io::Result<u64> {
+        let stored = match &mut self.sealer {
+            Some(sealer) => sealer.seal(records)?,
+            None => records,
+        };
+        self.file.write_at(self.end, stored)?;
+        self.end += stored.len() as u64;
+        Ok(stored.len() as u64)
+    }
+
     /// Blocks that a write up to `end` makes the disk write, and that have not been counted since the last sync.
     fn new_blocks(&mut self, end: u64) -> u64 {
         let through = end.div_ceil(BLOCK);
@@ -318,7 +337,7 @@ impl Writer {
         let config = self.shared.lanes[at].lock().config.clone();
         let limit = segment_bytes(&self.shared.config, &config);
         let gap = self.shared.lanes[at].lock().gap;
-        if gap || self.lanes[at].active.as_ref().is_some_and(|a| a.end + chunk.bytes.len() as u64 > limit) {
+        if gap || self.lanes[at].active.as_ref().is_some_and(|a| a.end + a.stored_bytes(&chunk.bytes) > limit) {
             self.seal(at)?;
         }
         loop {
@@ -346,10 +365,9 @@ impl Writer {
             self.begin_segment(at, chunk, limit)?;
         }
         let Some(active) = &mut self.lanes[at].active else { return Err(io::Error::other("no segment is open")) };
-        active.file.write_at(active.end, &chunk.bytes)?;
-        active.end += chunk.bytes.len() as u64;
+        let stored = active.append(&chunk.bytes)?;
         let end = active.end;
-        self.shared.stats.wrote(chunk.bytes.len() as u64, BLOCK * active.new_blocks(end));
+        self.shared.stats.wrote(stored, BLOCK * active.new_blocks(end));
         let mut lane = self.shared.lanes[at].lock();
         lane.in_hand = lane.in_hand.saturating_sub(chunk.bytes.len());
         lane.written = lane.written.max(chunk.end);
@@ -367,6 +385,9 @@ impl Writer {
         let lane_name = self.shared.lanes[at].lock().config.name.clone();
         let created = self.shared.clock.now();
         let fresh = self.shared.lanes[at].lock().gap;
+        let at_rest = &self.shared.config.at_rest;
+        let sealing = at_rest.begin(&sealed::Place { lane: &lane_name, epoch: self.shared.epoch, base: chunk.first })?;
+        let (sealed, sealer) = sealing.unzip();
         let header = codec::encode_header(&Header {
             epoch: self.shared.epoch,
             base: chunk.first,
@@ -375,12 +396,13 @@ impl Writer {
             destinations: Lane::header_destinations(&chunk.accepted_before, &names),
             fresh,
             compacted: None,
+            sealed,
         });
         let room = {
             let lane = self.shared.lanes[at].lock();
             lane.config.quota_bytes.saturating_sub(lane.disk_bytes())
         };
-        let size = limit.min(room).max((header.len() + chunk.bytes.len()) as u64);
+        let size = limit.min(room).max((header.len() + at_rest.stored_bytes(&chunk.bytes)) as u64);
         let dir = self.shared.config.dir.join(&lane_name);
         self.lanes[at].attempt += 1;
         let path = dir.join(recover::segment_name(chunk.first, self.shared.epoch, self.lanes[at].attempt));
@@ -390,7 +412,8 @@ impl Writer {
             let _ = self.shared.storage.remove(&path);
             return Err(e);
         }
-        let mut active = Active { file: file.clone(), end: header.len() as u64, synced: header.len() as u64, counted: 0 };
+        let cover = sealer.as_ref().map_or(Cover::Plain, Sealer::cover);
+        let mut active = Active { file: file.clone(), end: header.len() as u64, synced: header.len() as u64, counted: 0, sealer };
         self.shared.stats.wrote(header.len() as u64, BLOCK * (active.new_blocks(header.len() as u64) + FILE_BLOCKS));
         let mut lane = self.shared.lanes[at].lock();
         lane.gap = false;
@@ -412,6 +435,7 @@ impl Writer {
             disk_bytes: size,
             accepted_before: chunk.accepted_before.clone(),
             corrupt: false,
+            cover,
             epochs: smallvec::smallvec![(chunk.first, self.shared.epoch)],
             compacted: None,
             level: if fresh { UNTOUCHABLE } else { 0 },

@@ -88,6 +88,23 @@ pub(super) fn keys(fields: &mut Fields<'_>, findings: &mut Findings<'_>) -> Vec<
     sources
 }
 
+/// The list `lostKeys` of a map: ids of keys.
+pub(super) fn lost(fields: &mut Fields<'_>, findings: &mut Findings<'_>) -> Vec<u32> {
+    let key = fields.key("lostKeys");
+    let mut ids = Vec::new();
+    for (text, line) in fields.texts("lostKeys", findings) {
+        let id = (text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit())).then(|| u32::from_str_radix(&text, 16).ok()).flatten();
+        match id {
+            Some(id) => ids.push(id),
+            None => {
+                let accepted = "accepted is the id of a key as the log and `selvedge doctor` show it, eight hexadecimal digits";
+                findings.add(Severity::Error, line, &key, format!("found {text:?}; {accepted}"));
+            }
+        }
+    }
+    ids
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

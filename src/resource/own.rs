@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::key_source::keys;
+use super::key_source::{keys, lost};
 use super::spec::{
     DEFAULT_NOTICES, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec,
     ListenerTls, Origin, RouteSpec, UpstreamRole, UpstreamSpec,
@@ -352,11 +352,13 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         data_per_month = budget(&mut fields, "data", "/month", findings);
         fields.finish(findings);
     }
-    let at_rest = spec.map("atRest", findings).map_or_else(Vec::new, |mut fields| {
-        let keys = keys(&mut fields, findings);
+    let (mut at_rest, mut seal_messages, mut lost_keys) = (Vec::new(), true, Vec::new());
+    if let Some(mut fields) = spec.map("atRest", findings) {
+        at_rest = keys(&mut fields, findings);
+        seal_messages = fields.flag("messages", seal_messages, findings);
+        lost_keys = lost(&mut fields, findings);
         fields.finish(findings);
-        keys
-    });
+    }
     let mut notices = DEFAULT_NOTICES.to_owned();
     if let Some(mut fields) = spec.map("notices", findings) {
         notices = fields.parsed("topic", notices, findings, |t| {
@@ -376,6 +378,8 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         secrets_max_age,
         config_max_age,
         at_rest,
+        seal_messages,
+        lost_keys,
         notices,
     }
 }

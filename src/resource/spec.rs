@@ -375,6 +375,10 @@ pub struct EscapePolicySpec {
     pub data_per_month: Option<u64>,
     /// `spec.atRest.keys`: what seals data on the disk, the one that seals first.
     pub at_rest: Vec<KeySource>,
+    /// `spec.atRest.messages`: whether they seal stored messages, too.
+    pub seal_messages: bool,
+    /// `spec.atRest.lostKeys`: ids of keys that will not come back.
+    pub lost_keys: Vec<u32>,
     /// `spec.notices.topic`: where the node's own notices go upstream, `{node}` stands for its id; empty = nowhere.
     pub notices: String,
 }

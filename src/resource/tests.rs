@@ -128,11 +128,15 @@ fn a_component_that_stands_twice_is_named_as_daprd_names_it() {
 fn an_escape_policy_names_the_keys_that_seal_and_how_old_cached_answers_may_be() {
     let policy = |spec: &str| load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: EscapePolicy\nmetadata: {{name: e}}\nspec: {spec}\n"));
     let r = policy("{modes: {secretsMaxAge: 2d}, atRest: {keys: [{credential: box-key}, {file: /etc/old}, {env: \"${SITE}\"}]}}");
+    assert!(r.escape_policies[0].seal_messages && !policy("{atRest: {messages: false}}").escape_policies[0].seal_messages);
     assert_eq!(r.problems, []);
     let (p, day) = (&r.escape_policies[0], std::time::Duration::from_secs(86_400));
     assert_eq!((p.secrets_max_age, p.config_max_age), (2 * day, 14 * day));
     let keys = [KeySource::Credential("box-key".into()), KeySource::File("/etc/old".into()), KeySource::Environment("site7".into())];
     assert_eq!(r.escape_policies[0].at_rest, keys);
+    assert_eq!(policy("{atRest: {lostKeys: [0a1B2c3d, 12345678]}}").escape_policies[0].lost_keys, [0x0a1b_2c3d, 0x1234_5678]);
+    let problems = policy("{atRest: {lostKeys: [box-key]}}").problems;
+    assert!(problems[0].to_string().contains("a.yaml:4: spec.atRest.lostKeys found \"box-key\"; accepted is the id of a key"), "{problems:?}");
     for (keys, problem) in [
         ("[{}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),
         ("[{file: a, env: B}]", "a.yaml:4: spec.atRest.keys[0] accepted is one of file, credential, env"),

@@ -68,6 +68,13 @@ fn a_sound_box_is_sound_beside_its_node_and_the_broker_keeps_the_nodes_connectio
     }
     assert_eq!(node.status()["upstreams"][0]["connects"], 1, "the node's own connection was not taken over");
     assert!(std::fs::read_dir(place.data()).unwrap().all(|f| !f.unwrap().file_name().to_string_lossy().starts_with("doctor-")));
+    // Of a node that runs the folders are known.
+    let alone = Command::new(binary()).args(["doctor", "--data-dir"]).arg(place.data()).output().unwrap();
+    let alone = String::from_utf8(alone.stdout).unwrap();
+    assert!(
+        alone.contains("good     upstream cloud: mqtt: the broker accepts us (MQTT 5, client id box-doctor") && alone.contains("lane hot: "),
+        "{alone}"
+    );
     let hot = &all["worstCase"][0];
     // 7 MiB (a file less than the quota) of 260 bytes each, 50 a second.
     assert_eq!((hot["lane"].as_str(), hot["coversSeconds"].as_u64()), (Some("hot"), Some((7 << 20) / 260 / 50)));

@@ -17,6 +17,7 @@ mod newest;
 mod queue;
 mod reload;
 mod routes;
+mod sealed;
 mod shed;
 mod version;
 mod way;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use selvedge::component::{BoundListener, InheritedSocket, InheritedSockets, ListenerContext, MemoryTables, Tables as _};
 use selvedge::hub::{Hub, LaneRun};
 use selvedge::outbox::sim::SimStorage;
-use selvedge::outbox::{Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig};
+use selvedge::outbox::{AtRest, Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig};
 use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
 use selvedge::telemetry::Metrics;
 use selvedge::time::SystemClock;
@@ -54,6 +54,7 @@ async fn context_on(spec: ListenerSpec, storage: Arc<SimStorage>) -> ListenerCon
         lanes: vec![lane],
         segment_bytes: 256 << 10,
         cursor_interval: Duration::from_secs(1),
+        at_rest: AtRest::default(),
     };
     let (outbox, _) = Outbox::open(config, storage, clock.clone()).unwrap();
     let hub = Hub::new(outbox, Vec::new(), tables.open("retained").await.unwrap(), clock.clone()).await.unwrap();

@@ -19,7 +19,9 @@ fn clear(lane: &Lane, range: &Range<usize>) -> bool {
 }
 
 fn eligible(lane: &Lane, at: usize) -> bool {
-    at + 1 < lane.segments.len() && !lane.segments[at].corrupt && lane.segments[at].level != UNTOUCHABLE && clear(lane, &(at..at + 1))
+    let Some(segment) = lane.segments.get(at) else { return false };
+    let readable = !segment.corrupt && !segment.cover.is_locked() && segment.level != UNTOUCHABLE;
+    at + 1 < lane.segments.len() && readable && clear(lane, &(at..at + 1))
 }
 
 /// The run that begins here: as long as `wanted` agrees, no reader stands in it, and it is not too much for one pass.

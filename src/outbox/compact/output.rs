@@ -10,6 +10,7 @@ use super::super::aggregate;
 use super::super::codec::{self, Gone, Header, RawRecord};
 use super::super::loss::Loss;
 use super::super::merge::{Fate, Plan};
+use super::super::sealed::Sealer;
 use super::super::storage::StoredFile;
 use super::super::{DestinationId, NewRecord};
 use crate::time::Timestamp;
@@ -30,6 +31,7 @@ pub(super) struct Output {
     pub end: u64,
     pub unsynced: u64,
     pub pending: Vec<u8>,
+    pub sealer: Option<Sealer>,
     /// New ones, and what is left.
     pub gone: BTreeMap<DestinationId, Gone>,
     pub losses: BTreeMap<DestinationId, Loss>,
@@ -100,9 +102,13 @@ impl Output {
     }
 
     pub fn flush(&mut self) -> io::Result<()> {
-        self.file.write_at(self.end, &self.pending)?;
-        self.end += self.pending.len() as u64;
-        self.unsynced += self.pending.len() as u64;
+        let stored = match &mut self.sealer {
+            Some(sealer) => sealer.seal(&self.pending)?,
+            None => &self.pending,
+        };
+        self.file.write_at(self.end, stored)?;
+        self.end += stored.len() as u64;
+        self.unsynced += stored.len() as u64;
         self.pending.clear();
         if self.unsynced >= SYNC_BYTES {
             self.file.sync()?;

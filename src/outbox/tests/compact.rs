@@ -13,7 +13,14 @@ fn windows(seconds: &[u64]) -> WhenFull {
 
 fn config(quota: u64, when_full: WhenFull) -> OutboxConfig {
     let lane = LaneConfig { durability: Durability::Fsync, quota_bytes: quota, when_full, ..LaneConfig::new("default") };
-    OutboxConfig { dir: "/store".into(), node: "n1".into(), lanes: vec![lane], segment_bytes: 64 << 10, cursor_interval: Duration::from_secs(1) }
+    OutboxConfig {
+        dir: "/store".into(),
+        node: "n1".into(),
+        lanes: vec![lane],
+        segment_bytes: 64 << 10,
+        cursor_interval: Duration::from_secs(1),
+        at_rest: AtRest::default(),
+    }
 }
 
 /// What was appended: by sequence. Never forgets.
@@ -353,7 +360,10 @@ fn books_and_contents_hold_over_random_work_restarts_and_power_cuts() {
         let mut time = Timestamp(1_800_000_000_000);
         for round in 0..4 {
             let context = format!("seed {seed}, round {round}");
-            let Ok(mut s) = Store::open(config(512 << 10, policy), &storage, time, 2) else { panic!("{context}: cannot be opened") };
+            let at_rest = if seed % 4 < 2 { AtRest::default() } else { sealing(seed + round) };
+            let Ok(mut s) = Store::open(OutboxConfig { at_rest, ..config(512 << 10, policy) }, &storage, time, 2) else {
+                panic!("{context}: cannot be opened")
+            };
             check(&mut s, &model, policy, acknowledges, &format!("{context} after opening"));
             if round % 2 == 1 {
                 storage.crash_at(storage.operations() + random.next() % 4_000);
@@ -388,10 +398,11 @@ fn books_and_contents_hold_over_random_work_restarts_and_power_cuts() {
 
 #[test]
 fn no_operation_that_a_power_cut_falls_into_counts_a_record_twice_or_not_at_all() {
-    for policy in [WhenFull::KeepLatest, windows(&[30, 300])] {
+    for (policy, at_rest) in [WhenFull::KeepLatest, windows(&[30, 300])].into_iter().flat_map(|p| [(p, AtRest::default()), (p, sealing(0))]) {
+        let config = || OutboxConfig { at_rest: at_rest.clone(), ..config(512 << 10, policy) };
         // Up to where compaction begins, then every operation of it.
         let prepare = |storage: &SimStorage| {
-            let mut s = Store::open(config(512 << 10, policy), storage, Timestamp(1_800_000_000_000), 2).unwrap();
+            let mut s = Store::open(config(), storage, Timestamp(1_800_000_000_000), 2).unwrap();
             let mut model = Model::default();
             while !s.outbox.shared.lanes[0].lock().wants_compaction(64 << 10) {
                 let n = model.records.len() as u64;
@@ -439,7 +450,7 @@ fn no_operation_that_a_power_cut_falls_into_counts_a_record_twice_or_not_at_all(
                     _ => (random.next() % 9) as u8,
                 });
                 let context = format!("{policy:?}, operation {at}, way {how}");
-                let mut s = Store::open(config(512 << 10, policy), &disk, Timestamp(1_800_001_000_000), 2).unwrap();
+                let mut s = Store::open(config(), &disk, Timestamp(1_800_001_000_000), 2).unwrap();
                 // What had not been written is gone with the process and is in no book.
                 let written = s.outbox.last_sequence(s.lane);
                 model.durable.retain(|sequence| *sequence <= written);

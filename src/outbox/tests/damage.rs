@@ -32,7 +32,8 @@ fn over_kills_and_damage_what_arrives_arrives_in_order() {
         let mut storage = SimStorage::default();
         let (mut sent, mut arrived, mut late) = (0u64, std::collections::BTreeSet::new(), Vec::new());
         for round in 0..12 {
-            let (mut b, _) = open(fsync(), &storage);
+            let (mut b, _) =
+                open(OutboxConfig { at_rest: if seed % 2 == 0 { AtRest::default() } else { sealing(seed + round) }, ..fsync() }, &storage);
             let mut reader = b.outbox.reader(b.to, b.lane);
             for _ in 0..random.next() % 5 {
                 for _ in 0..random.next() % 80 {

@@ -262,6 +262,47 @@ fn records_that_expire_in_the_backlog_are_counted_once() {
 }
 
 #[test]
+fn what_is_locked_in_the_backlog_is_read_around_and_sent_once_its_key_is_there() {
+    let keys = |numbers: &[u8]| OutboxConfig { at_rest: AtRest::with_keys(&numbers.iter().map(|n| key(*n)).collect::<Vec<_>>(), true), ..newest() };
+    let storage = SimStorage::default();
+    for (of, numbers) in [(1, 0..10), (2, 10..20), (1, 20..30), (2, 30..40)] {
+        let (mut b, _) = open(keys(&[of]), &storage);
+        fill(&mut b, numbers);
+        b.writer.step(true);
+    }
+    let numbers = |read: &[(u64, u64)]| read.iter().map(|(_, n)| *n).collect::<Vec<_>>();
+    let (mut b, _) = open(keys(&[2]), &storage);
+    assert_eq!(b.outbox.status()[0].locked_segments, 2);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    assert_eq!((reader.queued(), reader.sendable()), (40, 20));
+    let read = b.read(&mut reader);
+    assert_eq!(numbers(&read), (30..40).chain(10..20).collect::<Vec<_>>());
+    acknowledge(&reader, &read);
+    // The present goes on.
+    fill(&mut b, 40..45);
+    let read = b.read(&mut reader);
+    assert_eq!(numbers(&read), (40..45).collect::<Vec<_>>());
+    acknowledge(&reader, &read);
+    assert_eq!((reader.queued(), reader.sendable(), b.row().evicted), (20, 0, 0));
+    b.writer.step(true);
+    drop((reader, b));
+    let lost = u32::from_str_radix(&AtRest::with_keys(&[key(1)], true).key_ids()[0], 16).unwrap();
+    let given_up = storage.after_kill();
+    let (mut b, _) = open(keys(&[2, 1]), &storage);
+    let mut reader = b.outbox.reader(b.to, b.lane);
+    let read = b.read(&mut reader);
+    assert_eq!(numbers(&read), (20..30).chain(0..10).collect::<Vec<_>>());
+    acknowledge(&reader, &read);
+    b.writer.step(false);
+    assert_eq!((b.row().delivered, b.row().queued), (45, 0));
+    // Or it is lost for good.
+    let config = OutboxConfig { at_rest: AtRest::with_keys(&[key(2)], true).without(&[lost]), ..newest() };
+    let (b, _) = open(config, &given_up);
+    assert!(b.read(&mut b.outbox.reader(b.to, b.lane)).is_empty());
+    assert_eq!((b.row().delivered, b.row().evicted, b.row().queued), (25, 20, 0));
+}
+
+#[test]
 fn damage_in_the_backlog_costs_what_is_damaged_and_is_counted_exactly() {
     let storage = SimStorage::default();
     let (mut b, _) = open(newest(), &storage);
@@ -385,7 +426,7 @@ fn whatever_happens_every_durable_record_arrives_and_the_books_balance() {
         let durability = if seed.is_multiple_of(3) { Durability::Batched(Duration::from_millis(300)) } else { Durability::Fsync };
         let mut config = newest();
         config.lanes[0].durability = durability;
-        let (mut b, _) = open(config.clone(), &storage);
+        let (mut b, _) = open(OutboxConfig { at_rest: sealing(seed), ..config.clone() }, &storage);
         let other = b.outbox.destination("app/x").unwrap();
         let mut m = Model {
             accepted: Default::default(),
@@ -493,7 +534,7 @@ fn whatever_happens_every_durable_record_arrives_and_the_books_balance() {
             }
             m.waiting.clear();
             drop((readers, b));
-            (b, _) = open(config.clone(), &storage);
+            (b, _) = open(OutboxConfig { at_rest: sealing(random.next()), ..config.clone() }, &storage);
             assert_eq!(b.outbox.destination("app/x").unwrap(), other);
             balance(&b, seed);
             if crash == 0 {
@@ -529,7 +570,7 @@ fn whatever_happens_every_durable_record_arrives_and_the_books_balance() {
 #[test]
 fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
     let backlog = |storage: &SimStorage| -> Option<Bench> {
-        let (mut b, _) = try_open(newest(), storage).ok()?;
+        let (mut b, _) = try_open(OutboxConfig { at_rest: sealing(0), ..newest() }, storage).ok()?;
         fill(&mut b, 0..1_100);
         Some(b)
     };
@@ -553,7 +594,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
                 2 => 8,
                 _ => (random.next() % 9) as u8,
             });
-            let (mut b, _) = open(newest(), &disk);
+            let (mut b, _) = open(OutboxConfig { at_rest: sealing(1), ..newest() }, &disk);
             let mut reader = b.outbox.reader(b.to, b.lane);
             let found: BTreeSet<u64> = b.read(&mut reader).iter().map(|(_, n)| *n).collect();
             let lost: Vec<_> = durable.iter().filter(|n| !found.contains(n) && !delivered.contains(n)).collect();
@@ -579,7 +620,7 @@ fn quotas_lifetimes_and_lost_memory_leave_books_that_say_what_is_there() {
         config.lanes[0].durability = if seed.is_multiple_of(2) { Durability::Memory } else { Durability::Batched(Duration::from_millis(200)) };
         config.lanes[0].ttl = seed.is_multiple_of(4).then_some(Duration::from_secs(240));
         let mut storage = SimStorage::default();
-        let (mut b, _) = open(config.clone(), &storage);
+        let (mut b, _) = open(OutboxConfig { at_rest: sealing(seed), ..config.clone() }, &storage);
         let other = b.outbox.destination("app/x").unwrap();
         let mut n = 0u64;
         for _ in 0..10 {
@@ -632,7 +673,7 @@ fn quotas_lifetimes_and_lost_memory_leave_books_that_say_what_is_there() {
                 _ => storage.after_power_cut(|| (random.next() % 9) as u8),
             };
             drop((readers, b));
-            (b, _) = open(config.clone(), &storage);
+            (b, _) = open(OutboxConfig { at_rest: sealing(random.next()), ..config.clone() }, &storage);
             b.clock.set_wall(now);
             balance(&b, seed);
             for to in [b.to, other] {

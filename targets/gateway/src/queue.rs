@@ -116,6 +116,13 @@ fn list(status: &Value) -> String {
                 number("quotaBytes") >> 10
             ));
         }
+        if number("lockedSegments") > 0 {
+            text.push_str(&format!(
+                "; {} of its {} segments are sealed with a key that is not among atRest.keys: they wait for it, and so does what came later",
+                number("lockedSegments"),
+                number("segments")
+            ));
+        }
     }
     for upstream in status["upstreams"].as_array().into_iter().flatten() {
         let word = |key: &str| upstream[key].as_str().unwrap_or_default();

@@ -9,7 +9,7 @@ use selvedge::component::{
 };
 use selvedge::hub::Hub;
 use selvedge::outbox::storage::DiskStorage;
-use selvedge::outbox::{Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
+use selvedge::outbox::{AtRest, Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
 use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
 use selvedge::supervise::Supervisor;
 use selvedge::telemetry::Metrics;
@@ -98,6 +98,7 @@ async fn embedded(data_dir: &Path, clock: &Arc<dyn Clock>, tasks: &mut JoinSet<(
         lanes: vec![lane],
         segment_bytes: 4 << 20,
         cursor_interval: std::time::Duration::from_secs(1),
+        at_rest: AtRest::default(),
     };
     let (outbox, _) = Outbox::open(config, Arc::new(DiskStorage::default()), clock.clone()).map_err(|e| e.to_string())?;
     let tables = Arc::new(MemoryTables::default());

@@ -7,7 +7,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use selvedge::certificate;
 use selvedge::component::Finding;
-use selvedge::resource::PropertySource;
+use selvedge::outbox::AtRest;
+use selvedge::resource::{KeySource, PropertySource};
 use selvedge::time::{Clock as _, SystemClock, Timestamp};
 use selvedge_mqtt_listener::users::Users;
 
@@ -41,6 +42,9 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
             },
         }
     }
+    for source in patient.resources.escape_policies.iter().flat_map(|p| &p.at_rest) {
+        findings.extend(key(source));
+    }
     for component in &patient.resources.components {
         let literal = |wanted: &str| {
             let found = component.properties.iter().find(|p| p.name.eq_ignore_ascii_case(wanted));
@@ -57,6 +61,25 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         if secret {
             findings.extend(readable_by_all(Path::new(file), &format!("component {}", component.name), "a password stands in it"));
         }
+    }
+    findings
+}
+
+/// A key of `atRest`.
+fn key(source: &KeySource) -> Vec<Finding> {
+    let subject = format!("atRest: {source}");
+    let environment = |name: &str| std::env::var(name).ok();
+    if matches!(source, KeySource::Credential(_)) && environment("CREDENTIALS_DIRECTORY").is_none() {
+        return vec![Finding::note(subject, "systemd hands it to the node alone: it cannot be looked at from here", "")];
+    }
+    let mut findings = vec![match source.read(&environment) {
+        Ok(key) => Finding::good(&subject, format!("key {} seals and opens stored messages", AtRest::with_keys(&[key], true).key_ids().concat())),
+        Err(error) => {
+            Finding::problem(&subject, error, "without it the node takes no messages, and keeps those that it has sealed until it is there again")
+        }
+    }];
+    if let KeySource::File(path) = source {
+        findings.extend(readable_by_all(path, &subject, "anybody on the box can read what it seals"));
     }
     findings
 }

@@ -35,13 +35,21 @@ pub struct Patient {
 /// Prints the findings; exit code 1 when one of them is a problem.
 pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     let load_of_lanes = flags.load()?;
-    let app_id = flags.text("app-id").unwrap_or("selvedge");
     let mut folders = flags.list("resources-path");
     folders.extend(flags.list("components-path"));
     folders.extend(flags.rest.iter().skip(1).map(Into::into));
     let data_dir = data_dir_of_node(flags);
+    let running = control::process(&data_dir);
+    let of_node = running.and_then(command_line);
+    if let (Some(process), Some(of_node), true) = (running, &of_node, folders.is_empty()) {
+        // As the node sees them: from the folder that it was started in.
+        let base = std::path::PathBuf::from(format!("/proc/{process}/cwd"));
+        let base = std::fs::read_link(&base).unwrap_or(base);
+        folders = ["resources-path", "components-path"].iter().flat_map(|f| of_node.list(f)).map(|folder| base.join(folder)).collect();
+    }
+    let app_id = flags.text("app-id").or_else(|| of_node.as_ref()?.text("app-id")).unwrap_or("selvedge");
     let (resources, mut findings) = settings(&folders, app_id);
-    let patient = Patient { running: control::process(&data_dir), resources, folders, data_dir };
+    let patient = Patient { running, resources, folders, data_dir };
     findings.push(match patient.running {
         Some(process) => Finding::good("node", format!("runs as process {process} on {}", patient.data_dir.display())),
         None => Finding::note("node", format!("none answers on {}", patient.data_dir.display()), "give the --data-dir of the node if one should run"),
@@ -50,7 +58,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     findings.extend(disk::examine(&patient));
     findings.extend(files::examine(&patient));
     findings.extend(ports::examine(&patient));
-    findings.extend(ports::apis(&patient, flags));
+    findings.extend(ports::apis(&patient, of_node.as_ref().unwrap_or(flags)));
     findings.extend(upstreams(&patient, app_id));
     let lanes = outlook::lanes(&patient.resources, load_of_lanes, disk::space(&patient.data_dir).map(|s| s.0));
     if flags.switch("json", false) {
@@ -80,14 +88,23 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The command line of a process, if it is a node's.
+fn command_line(process: u32) -> Option<Flags> {
+    let line = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
+    let words = line.split(|b| *b == 0).skip(1).filter(|w| !w.is_empty()).map(|w| String::from_utf8_lossy(w).into_owned());
+    Flags::parse(words).ok()
+}
+
 /// The ways in and out alone: addresses of listeners, certificates and files, brokers stage by stage.
 pub fn doors(folders: &[std::path::PathBuf], app_id: &str, flags: &Flags) -> Vec<Finding> {
     let data_dir = data_dir_of_node(flags);
     let (resources, _) = settings(folders, app_id);
-    let patient = Patient { running: control::process(&data_dir), resources, folders: folders.to_vec(), data_dir };
+    let running = control::process(&data_dir);
+    let of_node = running.and_then(command_line);
+    let patient = Patient { running, resources, folders: folders.to_vec(), data_dir };
     let mut findings = files::examine(&patient);
     findings.extend(ports::examine(&patient));
-    findings.extend(ports::apis(&patient, flags).into_iter().filter(|f| f.level == FindingLevel::Problem));
+    findings.extend(ports::apis(&patient, of_node.as_ref().unwrap_or(flags)).into_iter().filter(|f| f.level == FindingLevel::Problem));
     findings.extend(upstreams(&patient, app_id));
     findings
 }

@@ -37,14 +37,9 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         .collect()
 }
 
-/// Addresses of Dapr's APIs and of the metrics: by the command line of the node that runs, else by this one.
+/// Addresses of Dapr's APIs and of the metrics, by the command line of the node that runs, else by this one.
 pub fn apis(patient: &Patient, flags: &Flags) -> Vec<Finding> {
-    let of_node = patient.running.and_then(|process| {
-        let line = std::fs::read(format!("/proc/{process}/cmdline")).ok()?;
-        let words = line.split(|b| *b == 0).skip(1).filter(|w| !w.is_empty()).map(|w| String::from_utf8_lossy(w).into_owned());
-        Flags::parse(words).ok()
-    });
-    let doors = match Doors::from_flags(of_node.as_ref().unwrap_or(flags)) {
+    let doors = match Doors::from_flags(flags) {
         Ok(doors) => doors,
         Err(error) => return vec![Finding::problem("APIs", error.to_string(), "mend the command line")],
     };
