@@ -188,6 +188,7 @@ pub mod state {
 /// Pub/sub.
 pub mod pubsub {
     use super::ApiError;
+    use crate::component::PubSubError;
 
     fn rich(status: u16, grpc: u8, code: &'static str, reason: &str, pubsub: &str, metadata: &[(&str, &str)], message: String) -> ApiError {
         ApiError::plain(status, grpc, code, message).resource("pubsub", pubsub).info(reason, metadata)
@@ -258,9 +259,16 @@ pub mod pubsub {
     }
 
     /// The pub/sub refused or failed.
-    pub fn publish(pubsub: &str, topic: &str, detail: impl std::fmt::Display) -> ApiError {
-        let message = format!("error when publishing to topic {topic} in pubsub {pubsub}: {detail}");
-        rich(500, 13, "ERR_PUBSUB_PUBLISH_MESSAGE", "DAPR_PUBSUB_PUBLISH_MESSAGE", pubsub, &[], message)
+    #[must_use]
+    pub fn publish(pubsub: &str, topic: &str, cause: &PubSubError) -> ApiError {
+        let message = format!("error when publishing to topic {topic} in pubsub {pubsub}: {cause}");
+        let of = |status, grpc| rich(status, grpc, "ERR_PUBSUB_PUBLISH_MESSAGE", "DAPR_PUBSUB_PUBLISH_MESSAGE", pubsub, &[], message);
+        match cause {
+            PubSubError::Full { retry_seconds, .. } => {
+                ApiError { headers: vec![("retry-after".to_owned(), retry_seconds.to_string())], ..of(429, 8) }
+            }
+            _ => of(500, 13),
+        }
     }
 }
 
@@ -364,7 +372,7 @@ pub fn no_target() -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::StateError;
+    use crate::component::{PubSubError, StateError};
 
     #[test]
     fn every_row_has_its_status_and_codes() {
@@ -391,7 +399,8 @@ mod tests {
             (pubsub::cloud_event("p", "a", "x"), 500, 3, "ERR_PUBSUB_CLOUD_EVENTS_SER", 2),
             (pubsub::unmarshal("p", "t", "a", "x"), 400, 3, "ERR_PUBSUB_EVENTS_SER", 2),
             (pubsub::entries("p", "t", "a", "x"), 400, 3, "ERR_PUBSUB_EVENTS_SER", 2),
-            (pubsub::publish("p", "t", "x"), 500, 13, "ERR_PUBSUB_PUBLISH_MESSAGE", 2),
+            (pubsub::publish("p", "t", &PubSubError::Closed), 500, 13, "ERR_PUBSUB_PUBLISH_MESSAGE", 2),
+            (pubsub::publish("p", "t", &PubSubError::Full { text: "x".into(), retry_seconds: 60 }), 429, 8, "ERR_PUBSUB_PUBLISH_MESSAGE", 2),
             (secret::not_configured(), 500, 9, "ERR_SECRET_STORES_NOT_CONFIGURED", 0),
             (secret::not_found("s"), 401, 3, "ERR_SECRET_STORE_NOT_FOUND", 0),
             (secret::denied("s", "k"), 403, 7, "ERR_PERMISSION_DENIED", 0),

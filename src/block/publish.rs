@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::cloudevent::{self, Wrap};
 use super::{Blocks, scope};
 use crate::api::error::{ApiError, pubsub};
-use crate::component::{Metadata, PubSub, PubSubFeature, PublishRequest, Published, is_truthy};
+use crate::component::{Metadata, PubSub, PubSubError, PubSubFeature, PublishRequest, Published, is_truthy};
 use crate::message::{Attributes, Inbound};
 use crate::node::Loaded;
 
@@ -116,7 +116,7 @@ impl Blocks {
         self.inner.outboxed.contains(name)
     }
 
-    async fn hand_over(&self, loaded: &Loaded<dyn PubSub>, call: &PublishCall, data: Bytes, content_type: String) -> Result<Published, String> {
+    async fn hand_over(&self, loaded: &Loaded<dyn PubSub>, call: &PublishCall, data: Bytes, content_type: String) -> Result<Published, PubSubError> {
         let Some(hub) = self.inner.hub.as_ref().filter(|_| self.is_stored(&call.pubsub)) else {
             let mut metadata = call.metadata.clone();
             // A CloudEvent carries the trace itself; beside a raw payload it travels as metadata.
@@ -128,7 +128,7 @@ impl Blocks {
                 }
             }
             let request = PublishRequest { topic: call.topic.clone(), data, content_type: Some(content_type), metadata };
-            return loaded.item.publish(request).await.map_err(|e| e.to_string());
+            return loaded.item.publish(request).await;
         };
         let message = Inbound {
             attributes: Attributes { content_type: Some(&content_type), utf8: false, ..Attributes::default() },
@@ -136,7 +136,7 @@ impl Blocks {
             ttl_seconds: ttl_seconds(&call.metadata),
             ..Inbound::new(&call.topic, &data)
         };
-        let record = hub.accept_one(&call.pubsub, &message).await.map_err(|e| e.to_string())?;
+        let record = hub.accept_one(&call.pubsub, &message).await?;
         Ok(Published {
             record_id: record.map(|id| hub.outbox().record_id_text(id)),
             queued: self.inner.status.is_behind(&call.pubsub).unwrap_or(false),
@@ -146,7 +146,7 @@ impl Blocks {
     /// Publishes an event as it is; scopes were checked when it was promised.
     pub(super) async fn publish_event(&self, call: &PublishCall, event: Bytes, content_type: String) -> Result<(), String> {
         let loaded = self.pubsub(&call.pubsub, &call.topic).map_err(|e| e.message)?;
-        self.hand_over(loaded, call, event, content_type).await.map(|_| ())
+        self.hand_over(loaded, call, event, content_type).await.map(|_| ()).map_err(|e| e.to_string())
     }
 
     /// Publishes one message. To an upstream: answered when the message is as safe as its lane declares, whatever the link does.
@@ -159,7 +159,7 @@ impl Blocks {
             return Err(pubsub::forbidden(&call.pubsub, &call.topic, &self.inner.app_id));
         }
         let (data, content_type) = self.payload(loaded, &call)?;
-        self.hand_over(loaded, &call, data, content_type).await.map_err(|e| pubsub::publish(&call.pubsub, &call.topic, e))
+        self.hand_over(loaded, &call, data, content_type).await.map_err(|e| pubsub::publish(&call.pubsub, &call.topic, &e))
     }
 
     /// Whether a publish to this topic would be taken, before its body is read.
@@ -212,7 +212,7 @@ impl Blocks {
                 batch.into_iter().map(|(id, call, data, content_type)| async move { (id, self.hand_over(loaded, &call, data, content_type).await) });
             for (id, result) in futures_util::future::join_all(sent).await {
                 if let Err(cause) = result {
-                    outcome.failed.push((id, cause));
+                    outcome.failed.push((id, cause.to_string()));
                 }
             }
         }

@@ -134,6 +134,14 @@ pub enum PubSubError {
     /// Refused for good by the peer.
     #[error("{0}")]
     Refused(String),
+    /// What stores it has no room now: another attempt may work after this time.
+    #[error("{text}")]
+    Full {
+        /// For people.
+        text: String,
+        /// Seconds.
+        retry_seconds: u32,
+    },
     /// Not reachable, full or timed out: another attempt may work.
     #[error("{0}")]
     Unavailable(String),

@@ -25,10 +25,10 @@ use std::sync::{Arc, RwLock};
 
 use smallvec::SmallVec;
 
-use crate::component::{Fut, Table, TableError};
+use crate::component::{Fut, PubSubError, Table, TableError};
 use crate::escape::Mode;
 use crate::message::{Attributes, Inbound, Message};
-use crate::outbox::{DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
+use crate::outbox::{Bound, DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
 use crate::time::Clock;
 use crate::topic::{self, TopicError};
 use quarantine::Quarantine;
@@ -55,6 +55,30 @@ pub enum AcceptError {
     /// A retained message could not be kept.
     #[error(transparent)]
     Retained(#[from] RetainedError),
+}
+
+impl AcceptError {
+    /// Seconds after which another attempt is worth it; none when it is not, or when the store is broken.
+    #[must_use]
+    pub fn retry_seconds(&self) -> Option<u32> {
+        match self {
+            Self::Outbox(OutboxError::Busy { .. }) => Some(1),
+            Self::Outbox(OutboxError::Full { .. } | OutboxError::Shut { .. }) | Self::Retained(RetainedError::Full) => Some(60),
+            Self::Outbox(_) | Self::Topic { .. } | Self::Retained(_) => None,
+        }
+    }
+}
+
+impl From<AcceptError> for PubSubError {
+    fn from(error: AcceptError) -> Self {
+        let text = error.to_string();
+        match (&error, error.retry_seconds()) {
+            (AcceptError::Topic { .. }, _) => Self::Invalid(text),
+            (AcceptError::Outbox(OutboxError::TooLarge { .. }), _) => Self::Refused(text),
+            (_, Some(retry_seconds)) => Self::Full { text, retry_seconds },
+            _ => Self::Unavailable(text),
+        }
+    }
 }
 
 /// Why a hub could not be made.
@@ -324,6 +348,15 @@ impl Hub {
             known.push((lane, rule.filters.clone()));
         }
         self.change_routing(|routing| routing.set_rules(known));
+    }
+
+    /// Bounds lanes beside their quotas: those that are protected (strict, or with a floor, or the node's own), and the others.
+    pub fn bound_lanes(&self, protected: Bound, others: Bound) {
+        let strict = |lane| self.shared.shares.iter().any(|s| s.lane == lane && s.strict);
+        self.shared.outbox.bound_lanes(|lane, config| {
+            let kept = config.floor_bytes > 0 || config.name == NOTICES || config.name == QUARANTINE || strict(lane);
+            if kept { protected } else { others }
+        });
     }
 
     fn route(&self, pubsub: &str, topic: &str) -> Arc<Route> {

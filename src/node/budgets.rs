@@ -200,7 +200,6 @@ impl Budgets {
                 tracing::info!(budget = kind, upstream, used, limit, level, "there is room in a budget again");
             }
         }
-        self.outbox.spare_flash(self.lines.iter().any(|l| l.kind == "flash" && l.level == BudgetLevel::Spent));
         let views: Vec<_> = self.lines.iter().map(Line::view).collect();
         self.view.send_if_modified(|old| {
             let new = *old != views;
@@ -233,12 +232,13 @@ impl Budgets {
             self.lines.push(line);
         }
         before.iter().for_each(|gone| self.gauges.forget(gone));
-        if self.lines.is_empty() {
-            // Nobody looks at what is not there.
-            self.outbox.spare_flash(false);
-        }
         self.view.send_replace(self.lines.iter().map(Line::view).collect());
         self.write().await;
+    }
+
+    /// Whether what the store may write in a day is used up.
+    pub(super) fn flash_is_spent(&self) -> bool {
+        self.lines.iter().any(|l| l.kind == "flash" && l.level == BudgetLevel::Spent)
     }
 
     /// Whether only strict lanes may be sent to this upstream.

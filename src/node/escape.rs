@@ -26,7 +26,7 @@ use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
-use crate::outbox::{DestinationId, LedgerRow, Locked};
+use crate::outbox::{Bound, DestinationId, LedgerRow, Locked};
 use crate::resource::{DiskFloor, EscapePolicySpec};
 use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
@@ -205,7 +205,8 @@ impl Escape {
         };
         this.at.hub.set_mode(this.machine.mode());
         this.order_links();
-        (this, EscapeHandle { view: seen, budgets: budgets_seen, orders: give })
+        let hub = this.at.hub.clone();
+        (this, EscapeHandle { view: seen, budgets: budgets_seen, orders: give, hub })
     }
 
     /// Looks after the mode until `stop` resolves. After a defect it goes on with what it has saved last.
@@ -292,7 +293,8 @@ impl Escape {
             EscapeOrder::Reports => return self.reports(),
             EscapeOrder::Configure(settings) => {
                 self.configure(*settings).await;
-                return self.view.borrow().to_json();
+                self.bound_store(false);
+                return Value::Null;
             }
             EscapeOrder::Enter => ModeEvent::Enter,
             EscapeOrder::Leave => ModeEvent::Leave,
@@ -304,7 +306,8 @@ impl Escape {
         self.order_links();
         self.save().await;
         self.refresh_view();
-        self.view.borrow().to_json()
+        self.bound_store(false);
+        Value::Null
     }
 
     async fn configure(&mut self, settings: EscapeSettings) {
@@ -354,7 +357,6 @@ impl Escape {
         };
         self.disk = Some((now, short));
         if short != before {
-            self.at.hub.outbox().hold_growth(short);
             self.meters.disk_short.set(i64::from(short));
             if short {
                 tracing::error!(path = %self.at.dir.display(), "the file system has less room than its floor: no lane grows beyond its own floor");
@@ -363,6 +365,27 @@ impl Escape {
             }
         }
         short
+    }
+
+    /// What the mode and the disk change in the store. While the mode is told, lanes take something in any case: a subscriber's lane may be
+    /// one of those that take nothing.
+    fn bound_store(&self, telling: bool) {
+        let now = self.at.clock.monotonic();
+        let pinned = self.machine.pinned_for(now).is_some();
+        let disk_short = self.disk.is_some_and(|(_, short)| short);
+        let protected = if disk_short { Bound::Short } else { Bound::Quota };
+        // By itself the node does not go below the quotas that were declared for an outage: what is full does what its `onFull` says. An
+        // operator may.
+        let others = match self.machine.mode() {
+            Mode::Survive if pinned && !telling => Bound::Shut,
+            Mode::Conserve | Mode::Survive if pinned && !disk_short => Bound::Held,
+            _ => protected,
+        };
+        // Full lanes are no reason to let senders wait; a long time without a link is.
+        let long = self.machine.offline_for(now).is_some_and(|offline| offline >= self.at.modes.conserve_after);
+        let saves = (pinned || long) && matches!(self.machine.mode(), Mode::Conserve | Mode::Survive);
+        self.at.hub.bound_lanes(protected, others);
+        self.at.hub.outbox().spare_flash(saves || self.budgets.flash_is_spent());
     }
 
     async fn look(&mut self) {
@@ -393,6 +416,7 @@ impl Escape {
         self.act(actions).await;
         self.note_causes();
         self.look_at_budgets().await;
+        self.bound_store(false);
         let told = self.tell_losses(now).await;
         self.order_links();
         self.refresh_view();
@@ -616,6 +640,7 @@ impl Escape {
         if !self.at.local {
             return;
         }
+        self.bound_store(true);
         let said = {
             let view = self.view.borrow();
             json!({"mode": view.mode, "since": view.since.to_rfc3339(), "cause": view.cause.map(LinkCause::as_str)}).to_string()

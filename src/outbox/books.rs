@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::DestinationId;
 use super::lane::{Lane, Place};
+use super::{Bound, DestinationId};
 
 /// One line of the books.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub struct LedgerRow {
     pub queued: u64,
 }
 
+/// Why records are refused: the quota, a bound below it, a bound that takes nothing, the size of the record, a disk that cannot be written.
+pub const REFUSALS: [&str; 5] = ["full", "held", "shut", "too-large", "failed"];
+
 /// A lane as operators see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaneStatus {
@@ -47,6 +50,10 @@ pub struct LaneStatus {
     pub spilled_bytes: u64,
     /// The same of records that all had before they were written.
     pub spared_bytes: u64,
+    /// What bounds it beside its quota.
+    pub bound: Bound,
+    /// Records refused since start, by [`REFUSALS`]. One that has to wait for the disk is not refused.
+    pub refused: [u64; REFUSALS.len()],
     /// Stretches that are read or finished out of order, of all destinations (`order: newest`).
     pub pieces: u64,
     /// Records lost to corruption.

@@ -72,6 +72,20 @@ impl Windows {
     }
 }
 
+/// What bounds a lane beside its quota. At the bound it does what it does at its quota ([`WhenFull`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Bound {
+    /// Nothing.
+    #[default]
+    Quota,
+    /// What it uses when the bound comes, or a quarter of its quota if that is more.
+    Held,
+    /// The disk is short: what it uses when the bound comes, or its floor if that is more.
+    Short,
+    /// It takes nothing.
+    Shut,
+}
+
 /// What is sent first of what waits, when a link stands again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Order {
@@ -95,7 +109,7 @@ pub struct LaneConfig {
     pub ttl: Option<Duration>,
     /// What happens at the quota.
     pub when_full: WhenFull,
-    /// Bytes that the lane may use even while the disk is [short](super::Outbox::hold_growth).
+    /// Bytes that the lane may use even while the disk is [short](Bound::Short).
     pub floor_bytes: u64,
     /// Of a [`Durability::Memory`] lane: how long a record waits in memory for its destinations before it is written; zero writes it
     /// without waiting. Ignored in other lanes.

@@ -14,7 +14,7 @@ use super::loss::{Loss, LossReason, Losses};
 use super::reader::SegmentKey;
 use super::sealed::Cover;
 use super::storage::StoredFile;
-use super::{DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, WhenFull};
+use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, REFUSALS, WhenFull};
 use crate::time::Timestamp;
 
 /// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
@@ -141,8 +141,12 @@ pub(crate) struct Lane {
     pub failure: Option<String>,
     pub corrupt_records: u64,
     pub accepted_bytes: u64,
-    /// Bytes that may be used at most while the disk is short.
+    /// What bounds it beside its quota.
+    pub bound: Bound,
+    /// Bytes that may be used at most under the bound.
     pub cap: Option<u64>,
+    /// Records refused since start, by [`REFUSALS`](super::books::REFUSALS).
+    pub refused: [u64; REFUSALS.len()],
     pub losses: Losses,
     pub compaction: Compaction,
     /// Bytes that sealing adds to a record when it is written.
@@ -178,7 +182,9 @@ impl Lane {
             failure: None,
             corrupt_records: 0,
             accepted_bytes: 0,
+            bound: Bound::Quota,
             cap: None,
+            refused: [0; REFUSALS.len()],
             losses: Losses::default(),
             compaction: Compaction::default(),
             overhead_bytes: 0,
@@ -239,10 +245,36 @@ impl Lane {
         self.overhead_bytes as u64 * (self.next_sequence - self.written.min(self.next_sequence))
     }
 
-    /// Bytes that the lane may grow to while the disk is short: what it uses, or its floor; what only waits in memory is no growth.
-    pub fn short_cap(&self) -> u64 {
+    /// Another bound from now on. What the lane uses at this moment is what it may use; what only waits in memory is no growth.
+    pub fn set_bound(&mut self, bound: Bound) {
+        if bound == self.bound {
+            return;
+        }
         let held = if self.holds() { self.hold_limit() + HEADER_ALLOWANCE } else { 0 };
-        (self.disk_bytes() + held).max(self.config.floor_bytes)
+        let used = (self.disk_bytes() + held).max(self.config.floor_bytes);
+        self.cap = match bound {
+            Bound::Quota | Bound::Shut => None,
+            Bound::Short => Some(used),
+            // Two segments at least: giving up the oldest one must leave one to write.
+            Bound::Held => Some(used.max(self.config.quota_bytes / 4)),
+        };
+        self.bound = bound;
+    }
+
+    /// Counts a record that was not taken, and why.
+    pub fn note_refusal(&mut self, error: &OutboxError) {
+        let reason = match error {
+            OutboxError::Full { .. } if self.cap.is_some_and(|cap| cap < self.config.quota_bytes) => "held",
+            OutboxError::Full { .. } => "full",
+            OutboxError::Shut { .. } => "shut",
+            OutboxError::TooLarge { .. } => "too-large",
+            // Its sender waits and has another try.
+            OutboxError::Busy { .. } => return,
+            _ => "failed",
+        };
+        if let Some(at) = REFUSALS.iter().position(|r| *r == reason) {
+            self.refused[at] += 1;
+        }
     }
 
     /// Takes one record into the pending buffer; gives its sequence.
@@ -250,6 +282,9 @@ impl Lane {
         let size = codec::record_bytes(record) + self.overhead_bytes;
         if size as u64 > largest {
             return Err(OutboxError::TooLarge { bytes: size as u64, limit: largest });
+        }
+        if self.bound == Bound::Shut {
+            return Err(OutboxError::Shut { lane: self.config.name.clone() });
         }
         // Before room is made for it. A lane that holds records back needs no file as long as they are taken in time.
         let no_key = self.no_key.as_ref().filter(|_| !self.holds());

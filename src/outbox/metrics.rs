@@ -6,7 +6,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{LaneStatus, Outbox};
+use super::{LaneStatus, Outbox, REFUSALS};
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
@@ -67,6 +67,13 @@ impl Collector for Scrape {
                 }
             }
         }
+        let help = "Records that a lane refused: at its quota, at a bound below it (held), taking nothing (shut), too large, or unable to write";
+        let mut metric = encoder.encode_descriptor("selvedge_outbox_refused", help, None, MetricType::Counter)?;
+        for lane in &lanes {
+            for (reason, count) in REFUSALS.iter().zip(lane.refused) {
+                ConstCounter::new(count).encode(metric.encode_family(&[("lane", lane.lane.as_str()), ("reason", *reason)])?)?;
+            }
+        }
         Ok(())
     }
 }
@@ -96,6 +103,7 @@ mod tests {
             "selvedge_outbox_accepted_bytes_total{lane=\"default\"} 0",
             "selvedge_outbox_held_bytes{lane=\"other\"} 0",
             "selvedge_outbox_pieces{lane=\"other\"} 0",
+            "selvedge_outbox_refused_total{lane=\"other\",reason=\"shut\"} 0",
             "selvedge_outbox_spared_bytes_total{lane=\"other\"} 0",
             "selvedge_outbox_locked_segments{lane=\"default\"} 0",
         ] {

@@ -46,10 +46,11 @@ use tokio::sync::watch;
 
 use crate::message::Attributes;
 use crate::time::{Clock, QueueClock, Timestamp};
+pub use books::REFUSALS;
 pub use books::{LaneStatus, LedgerRow, WriteCounts};
 use books::{Stats, row};
 use config::LINGER_BYTES;
-pub use config::{Durability, LaneConfig, MIN_QUOTA_BYTES, Order, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
+pub use config::{Bound, Durability, LaneConfig, MIN_QUOTA_BYTES, Order, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
@@ -131,6 +132,12 @@ pub enum OutboxError {
         bytes: u64,
         /// The limit.
         limit: u64,
+    },
+    /// The lane takes nothing for now: [`Bound::Shut`].
+    #[error("lane {lane} takes nothing while an operator pins `survive`: strict lanes and those with a floor do")]
+    Shut {
+        /// Lane.
+        lane: String,
     },
     /// The lane could not be written: nothing new is taken until it can.
     #[error("lane {lane} cannot be written: {detail}")]
@@ -455,6 +462,7 @@ impl Outbox {
                     last = sequence;
                 }
                 Err(error) => {
+                    state.note_refusal(&error);
                     refused = Some(error);
                     break;
                 }
@@ -481,12 +489,12 @@ impl Outbox {
         true
     }
 
-    /// While the disk is short no lane grows beyond what it uses now, or beyond its floor if that is more; at this bound it does what it
-    /// does at its quota.
-    pub fn hold_growth(&self, short: bool) {
-        for cell in &self.shared.lanes {
+    /// Bounds the lanes beside their quotas. A lane whose bound stays is left as it is: what it used when the bound came counts.
+    pub fn bound_lanes(&self, bound: impl Fn(LaneId, &LaneConfig) -> Bound) {
+        for (at, cell) in self.shared.lanes.iter().enumerate() {
             let mut lane = cell.lock();
-            lane.cap = short.then(|| lane.short_cap());
+            let bound = bound(LaneId(at as u16), &lane.config);
+            lane.set_bound(bound);
         }
     }
 
@@ -494,6 +502,12 @@ impl Outbox {
     /// less, and cursors are written half a minute apart. Lanes that sync each record keep their promise.
     pub fn spare_flash(&self, scarce: bool) {
         self.shared.thrift.store(scarce, Ordering::Relaxed);
+    }
+
+    /// Whether flash is scarce, as [`spare_flash`](Self::spare_flash) was told.
+    #[must_use]
+    pub fn spares_flash(&self) -> bool {
+        self.shared.thrift.load(Ordering::Relaxed)
     }
 
     /// Whether the record is as durable as the lane declares.
@@ -636,6 +650,8 @@ impl Outbox {
                     held_bytes: lane.hold.bytes() as u64,
                     spilled_bytes: lane.hold.spilled,
                     spared_bytes: lane.hold.spared,
+                    bound: lane.bound,
+                    refused: lane.refused,
                     pieces: lane.places.values().map(|p| p.cursor.sides.len() as u64).sum(),
                     corrupt_records: lane.corrupt_records,
                     locked_segments: lane.locked_segments(),

@@ -264,6 +264,31 @@ fn finished_segments_are_removed_and_memory_does_not_grow_with_the_backlog() {
 }
 
 #[test]
+fn a_bounded_lane_does_at_its_bound_what_it_does_at_its_quota_and_a_shut_one_refuses_until_it_is_opened() {
+    for policy in [WhenFull::Reject, WhenFull::DropOldest, WhenFull::DropNewest] {
+        let (mut b, _) = open(config(Durability::Fsync, 1 << 20, policy), &SimStorage::default());
+        let fill = |b: &mut Bench, records| {
+            let taken = (0..records).map(|n| (b.append(n).taken, b.writer.step(false)).0).sum::<usize>();
+            (taken, b.outbox.status()[0].disk_bytes)
+        };
+        b.outbox.bound_lanes(|_, _| Bound::Held);
+        let (taken, disk) = fill(&mut b, 2_000);
+        assert!(disk <= 1 << 18, "an empty lane may grow to a quarter: {disk}");
+        let held = b.outbox.status()[0].refused;
+        assert_eq!((taken < 2_000, held[1] > 0), (policy == WhenFull::Reject, policy == WhenFull::Reject), "{policy:?}");
+        b.outbox.bound_lanes(|_, _| Bound::Shut);
+        assert!(matches!(b.append(1).refused, Some(OutboxError::Shut { .. })));
+        assert_eq!(b.outbox.status()[0].refused, [0, held[1], 1, 0, 0]);
+        b.outbox.bound_lanes(|_, _| Bound::Quota);
+        let (taken, disk) = fill(&mut b, 2_000);
+        assert!(taken == 2_000 && disk > 1 << 18, "{policy:?}: {disk}");
+        // What it holds by now is no more than it may hold.
+        b.outbox.bound_lanes(|_, _| Bound::Held);
+        assert!(fill(&mut b, 2_000).1 <= disk);
+    }
+}
+
+#[test]
 fn quota_policies() {
     for (policy, queued_all) in [(WhenFull::Reject, false), (WhenFull::DropOldest, true), (WhenFull::DropNewest, true)] {
         let storage = SimStorage::default();

@@ -18,6 +18,7 @@ mod queue;
 mod reload;
 mod routes;
 mod sealed;
+mod shed;
 mod version;
 mod way;
 mod wire;

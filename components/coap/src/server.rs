@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, addresses};
-use selvedge::hub::{AcceptError, Hub, LiveSink, LiveSubscription, Receipt, RetainedError};
+use selvedge::hub::{AcceptError, Hub, LiveSink, LiveSubscription, Receipt};
 use selvedge::message::{Attributes, Inbound, Message};
 use selvedge::outbox::OutboxError;
 use selvedge::time::{Clock, Monotonic};
@@ -325,8 +325,7 @@ fn refusal(error: &AcceptError) -> Answer {
     match error {
         AcceptError::Topic { .. } => Answer::text(Code::BAD_REQUEST, &text),
         AcceptError::Outbox(OutboxError::TooLarge { limit, .. }) => Answer::too_large(usize::try_from(*limit).unwrap_or(usize::MAX)),
-        AcceptError::Outbox(OutboxError::Busy { .. }) => Answer::try_again(1, &text),
-        AcceptError::Outbox(OutboxError::Full { .. }) | AcceptError::Retained(RetainedError::Full) => Answer::try_again(60, &text),
-        AcceptError::Outbox(_) | AcceptError::Retained(RetainedError::Table(_)) => Answer::try_again(30, &text),
+        // A store that is broken may be whole again.
+        error => Answer::try_again(error.retry_seconds().unwrap_or(30), &text),
     }
 }

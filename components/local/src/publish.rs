@@ -64,7 +64,7 @@ impl LocalPubSub {
         let stored = loop {
             match self.hub.accept_one(&self.name, &message).await {
                 Err(AcceptError::Outbox(OutboxError::Busy { lane })) if start.elapsed() < BUSY_TIMEOUT => self.room(&lane).await,
-                outcome => break outcome.map_err(refusal)?,
+                outcome => break outcome?,
             }
         };
         Ok(Published { record_id: stored.map(|id| self.hub.outbox().record_id_text(id)), queued: stored.is_some() })
@@ -94,7 +94,7 @@ impl LocalPubSub {
             let accepted = self.hub.accept(&self.name, &messages[at..]);
             let taken = &batch[at..at + accepted.taken];
             if let Err(error) = self.hub.settled(accepted.receipt).await {
-                let error = refusal(error);
+                let error = PubSubError::from(error);
                 taken.iter().for_each(|(entry, _)| failed(entry, error.clone()));
             }
             at += accepted.taken;
@@ -102,7 +102,7 @@ impl LocalPubSub {
                 Some(AcceptError::Outbox(OutboxError::Busy { lane })) if start.elapsed() < BUSY_TIMEOUT => self.room(&lane).await,
                 // The one that was refused fails; those behind it have their own try.
                 Some(error) => {
-                    failed(batch[at].0, refusal(error));
+                    failed(batch[at].0, error.into());
                     at += 1;
                 }
                 None => break,
@@ -156,14 +156,6 @@ impl Wishes {
             },
         };
         Ok(Self { ttl_seconds, retain })
-    }
-}
-
-fn refusal(error: AcceptError) -> PubSubError {
-    match &error {
-        AcceptError::Topic { .. } => PubSubError::Invalid(error.to_string()),
-        AcceptError::Outbox(OutboxError::TooLarge { .. }) => PubSubError::Refused(error.to_string()),
-        _ => PubSubError::Unavailable(error.to_string()),
     }
 }
 

@@ -90,7 +90,7 @@ impl OutputBinding for MqttBinding {
                         attempt += 1;
                         tokio::time::sleep(RETRY_PAUSE).await;
                     }
-                    Err(PubSubError::Unavailable(reason)) => return Err(BindingError::Unavailable(reason)),
+                    Err(PubSubError::Unavailable(reason) | PubSubError::Full { text: reason, .. }) => return Err(BindingError::Unavailable(reason)),
                     Err(PubSubError::Closed) => return Err(BindingError::Unavailable("the binding is closed".into())),
                     Err(PubSubError::Invalid(reason)) => return Err(BindingError::Invalid(reason)),
                     Err(PubSubError::Refused(message)) => return Err(BindingError::Rejected { message, response: Box::default() }),

@@ -7,7 +7,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::component::LinkCause;
 use crate::escape::Mode;
+use crate::hub::Hub;
 use crate::node::budgets::BudgetView;
+use crate::outbox::Bound;
 use crate::resource::EscapePolicySpec;
 use crate::time::Timestamp;
 
@@ -27,15 +29,6 @@ pub struct ModeView {
     pub fenced: bool,
     /// Seconds for which an operator has pinned the mode still.
     pub pinned_seconds: Option<u64>,
-}
-
-impl ModeView {
-    pub(super) fn to_json(&self) -> Value {
-        json!({
-            "mode": self.mode, "since": self.since.to_rfc3339(), "cause": self.cause.map(LinkCause::as_str), "fenced": self.fenced,
-            "pinnedSeconds": self.pinned_seconds,
-        })
-    }
 }
 
 /// What may change while the controller runs.
@@ -70,6 +63,7 @@ pub struct EscapeHandle {
     pub(super) view: watch::Receiver<ModeView>,
     pub(super) budgets: watch::Receiver<Vec<BudgetView>>,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) hub: Hub,
 }
 
 impl EscapeHandle {
@@ -85,10 +79,18 @@ impl EscapeHandle {
         self.view.clone()
     }
 
-    /// The mode with its circumstances, as JSON: `mode`, `since`, `cause`, `fenced`, `pinnedSeconds`.
+    /// The mode with its circumstances, as JSON: `mode`, `since`, `cause`, `fenced`, `pinnedSeconds`, and what it and the disk change in the
+    /// store now: `batchesLonger`, `heldLanes` (they grow no more), `shutLanes` (they take nothing).
     #[must_use]
     pub fn to_json(&self) -> Value {
-        self.view.borrow().to_json()
+        let view = self.view.borrow().clone();
+        let lanes = self.hub.outbox().status();
+        let bounded = |wanted: &[Bound]| lanes.iter().filter(|l| wanted.contains(&l.bound)).map(|l| l.lane.as_str()).collect::<Vec<_>>();
+        json!({
+            "mode": view.mode, "since": view.since.to_rfc3339(), "cause": view.cause.map(LinkCause::as_str), "fenced": view.fenced,
+            "pinnedSeconds": view.pinned_seconds, "batchesLonger": self.hub.outbox().spares_flash(),
+            "heldLanes": bounded(&[Bound::Held, Bound::Short]), "shutLanes": bounded(&[Bound::Shut]),
+        })
     }
 
     /// The budgets of the policy, and what is used of them.
@@ -107,9 +109,11 @@ impl EscapeHandle {
         {
             return Err("a mode can be pinned for at most 30 days".to_owned());
         }
+        let asks = order == EscapeOrder::Reports;
         let (answer, answered) = oneshot::channel();
         let gone = || "the node is not running (yet, or any more)".to_owned();
         self.orders.try_send((order, answer)).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())
+        let said = answered.await.map_err(|_| gone())?;
+        Ok(if asks { said } else { self.to_json() })
     }
 }

@@ -94,7 +94,7 @@ fn a_disk_that_is_short_or_dead_does_not_stop_what_need_not_be_written() {
     config.lanes[0].when_full = WhenFull::DropOldest;
     let (mut b, _) = open(config, &storage);
     let mut reader = b.outbox.reader(b.to, b.lane);
-    b.outbox.hold_growth(true);
+    b.outbox.bound_lanes(|_, _| Bound::Short);
     storage.set_capacity(Some(0));
     let mut taken = 0;
     for n in 0..20 {

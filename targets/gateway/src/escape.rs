@@ -57,6 +57,17 @@ fn state(answer: &Value) -> String {
     if let Some(seconds) = answer["pinnedSeconds"].as_u64() {
         line.push_str(&format!("\npinned by an operator for {seconds} s more; `selvedge escape leave` ends that"));
     }
+    let names = |key: &str| answer[key].as_array().map_or_else(Vec::new, |all| all.iter().filter_map(Value::as_str).collect()).join(", ");
+    let (held, shut) = (names("heldLanes"), names("shutLanes"));
+    if answer["batchesLonger"] == true {
+        line.push_str("\nbatched lanes are synced once a second");
+    }
+    if !held.is_empty() {
+        line.push_str(&format!("\nlanes that grow no more: {held}"));
+    }
+    if !shut.is_empty() {
+        line.push_str(&format!("\nlanes that take nothing: {shut}"));
+    }
     for budget in answer["budgets"].as_array().into_iter().flatten() {
         line.push_str(&self::budget(budget));
     }

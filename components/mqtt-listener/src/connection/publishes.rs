@@ -142,6 +142,7 @@ impl<S: Stream> Connection<S> {
         let (code, label) = match why {
             AcceptError::Topic { .. } => (reason::TOPIC_INVALID, "topic-invalid"),
             AcceptError::Outbox(OutboxError::Full { .. }) | AcceptError::Retained(_) => (reason::QUOTA, "lane-full"),
+            AcceptError::Outbox(OutboxError::Shut { .. }) => (reason::QUOTA, "lane-shut"),
             AcceptError::Outbox(OutboxError::TooLarge { .. }) => (reason::TOO_LARGE, "record-too-large"),
             AcceptError::Outbox(_) => (reason::IMPLEMENTATION, "lane-failed"),
         };
