@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use crate::time::{Clock, Timestamp};
 const STABLE: Duration = Duration::from_secs(10);
 /// Longest cause that is kept, in bytes.
 const CAUSE_BYTES: usize = 500;
+/// Files set aside that are remembered.
+const MAX_SET_ASIDE: usize = 64;
 
 /// A part that is not well.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     /// As many as there are parts, which the configuration bounds.
     degraded: Mutex<BTreeMap<String, Degraded>>,
+    /// Damaged files that parts have set aside at the start, by their new names; at most [`MAX_SET_ASIDE`].
+    set_aside: Mutex<Vec<PathBuf>>,
     failures: Family<Part, Counter>,
     gauge: Family<Part, Gauge>,
 }
@@ -81,8 +86,9 @@ impl Supervisor {
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, metrics: &Metrics) -> Self {
         let failures = metrics.shared("selvedge_part_failures", "Panics and unexpected ends of parts of the node", Family::default);
-        let gauge = metrics.shared("selvedge_part_degraded", "1 while a part of the node is being started again", Family::default);
-        Self(Arc::new(Inner { clock, degraded: Mutex::default(), failures, gauge }))
+        let gauge =
+            metrics.shared("selvedge_part_degraded", "1 while a part of the node is being started again, or has lost a file", Family::default);
+        Self(Arc::new(Inner { clock, degraded: Mutex::default(), set_aside: Mutex::default(), failures, gauge }))
     }
 
     /// Parts that are not well, by name.
@@ -109,6 +115,22 @@ impl Supervisor {
     pub fn count(&self, part: &str, cause: &str) {
         self.0.failures.get_or_create(&Part { part: part.to_owned() }).inc();
         tracing::error!(part, cause, "a part of the node met a defect; it goes on");
+    }
+
+    /// A part has found a file of its own damaged and begins with an empty one: it counts as degraded until the next start, since what was in
+    /// the file is missing until somebody looks at it, and the node raises an alarm.
+    pub fn set_aside(&self, part: &str, kept_as: PathBuf) {
+        self.begin(part, &format!("a damaged file was set aside as {}; it began with an empty one", kept_as.display()));
+        let mut files = self.0.set_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.len() < MAX_SET_ASIDE {
+            files.push(kept_as);
+        }
+    }
+
+    /// The files that parts have set aside since the start.
+    #[must_use]
+    pub fn files_set_aside(&self) -> Vec<PathBuf> {
+        self.0.set_aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs a part until it returns `Ok`, or until `stop` resolves while it waits to be started again. An error, or a panic, starts it again
@@ -141,6 +163,13 @@ impl Supervisor {
     }
 
     fn note(&self, part: &str, cause: &str) {
+        if self.begin(part, cause) {
+            tracing::error!(part, cause, "a part of the node has failed; it is started again, the others go on");
+        }
+    }
+
+    /// The part is not well. Returns whether that, or its cause, is new.
+    fn begin(&self, part: &str, cause: &str) -> bool {
         let label = Part { part: part.to_owned() };
         self.0.failures.get_or_create(&label).inc();
         self.0.gauge.get_or_create(&label).set(1);
@@ -154,10 +183,11 @@ impl Supervisor {
         });
         entry.failures += 1;
         // Said when it begins and when it changes.
-        if entry.cause != cause {
-            tracing::error!(part, cause, "a part of the node has failed; it is started again, the others go on");
+        let new = entry.cause != cause;
+        if new {
             cause.clone_into(&mut entry.cause);
         }
+        new
     }
 
     fn forget(&self, part: &str) {

@@ -1,6 +1,7 @@
 //! Small durable tables for the node's own bookkeeping: retained messages, device sessions.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -32,6 +33,10 @@ pub trait Table: Send + Sync + 'static {
 pub trait Tables: Send + Sync + 'static {
     /// The table of this name (`[a-z0-9_]+`), made if need be.
     fn open<'a>(&'a self, name: &'a str) -> Fut<'a, Result<Arc<dyn Table>, TableError>>;
+    /// A file that was found damaged when the tables were opened, by the name under which it was set aside: the tables began empty.
+    fn set_aside(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// Tables that live as long as the process; for tests and for nodes that may not write.

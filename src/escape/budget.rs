@@ -65,6 +65,8 @@ pub struct SavedBudget {
     pub started: u64,
     /// Months since the year 0, of a month's budget.
     pub month: u32,
+    /// Since when it is used up as far as it is (its level), by the wall clock; 0 = not known.
+    pub level_since: u64,
 }
 
 /// The time by both clocks.
@@ -96,11 +98,13 @@ impl Budget {
     /// A budget of `limit` bytes, which goes on with what was saved.
     #[must_use]
     pub fn new(limit: u64, period: Period, saved: Option<SavedBudget>, now: BothClocks) -> Self {
-        let fresh = SavedBudget { used: 0, started: now.queue.0, month: month_of(now.wall) };
+        let fresh = SavedBudget { used: 0, started: now.queue.0, month: month_of(now.wall), level_since: now.wall.0 };
         let mut this = Self { limit: limit.max(1), period, saved: saved.unwrap_or(fresh) };
         // A store that was made anew begins with an older clock than the one that this was counted by.
         this.saved.started = this.saved.started.min(now.queue.0);
+        let before = this.level();
         this.turn(now);
+        this.note_level(before, now);
         this
     }
 
@@ -116,7 +120,7 @@ impl Budget {
             }
             // A clock that was set back to the right month must not wait for the wrong one to pass.
             Period::Month if month > self.saved.month || (month < self.saved.month && ran >= 30 * DAY) => {
-                self.saved = SavedBudget { used: 0, started: now.queue.0, month };
+                self.saved = SavedBudget { used: 0, started: now.queue.0, month, ..self.saved };
             }
             Period::Day | Period::Month => {}
         }
@@ -124,9 +128,30 @@ impl Budget {
 
     /// So many bytes more were used. Gives the level from now on.
     pub fn spend(&mut self, now: BothClocks, bytes: u64) -> BudgetLevel {
+        let before = self.level();
         self.turn(now);
         self.saved.used = self.saved.used.saturating_add(bytes);
+        self.note_level(before, now);
         self.level()
+    }
+
+    /// Another limit from now on; what was used counts on.
+    pub fn set_limit(&mut self, limit: u64, now: BothClocks) {
+        let before = self.level();
+        self.limit = limit.max(1);
+        self.note_level(before, now);
+    }
+
+    fn note_level(&mut self, before: BudgetLevel, now: BothClocks) {
+        if self.level() != before || self.saved.level_since == 0 {
+            self.saved.level_since = now.wall.0;
+        }
+    }
+
+    /// Since when it is used up as far as it is, by the wall clock.
+    #[must_use]
+    pub fn level_since(&self) -> Timestamp {
+        Timestamp(self.saved.level_since)
     }
 
     /// How far it is used up.
@@ -189,6 +214,26 @@ mod tests {
         let raised = Budget::new(2_000, Period::Day, Some(budget.saved()), both(Duration::from_secs(60)));
         assert_eq!((raised.level(), raised.percent()), (Well, 50));
         assert_eq!(Budget::new(0, Period::Day, None, both(Duration::ZERO)).spend(both(Duration::ZERO), u64::MAX), Spent);
+    }
+
+    #[test]
+    fn since_when_a_level_holds_is_known_over_restarts_and_follows_another_limit() {
+        let minute = |n: u64| both(Duration::from_secs(60 * n));
+        let mut budget = Budget::new(1_000, Period::Day, None, minute(0));
+        budget.spend(minute(1), 1_000);
+        budget.spend(minute(2), 10);
+        assert_eq!(budget.level_since(), minute(1).wall);
+        let mut budget = Budget::new(1_000, Period::Day, Some(budget.saved()), minute(3));
+        assert_eq!((budget.level(), budget.level_since()), (BudgetLevel::Spent, minute(1).wall));
+        budget.set_limit(2_000, minute(4));
+        assert_eq!((budget.level(), budget.level_since(), budget.saved().used), (BudgetLevel::Well, minute(4).wall, 1_010));
+        budget.set_limit(1_000, minute(5));
+        assert_eq!((budget.level(), budget.level_since()), (BudgetLevel::Spent, minute(5).wall));
+        assert_eq!(budget.spend(both(DAY), 0), BudgetLevel::Well);
+        assert_eq!(budget.level_since(), both(DAY).wall);
+        // A file of a version that did not keep it.
+        let old = SavedBudget { level_since: 0, ..budget.saved() };
+        assert_eq!(Budget::new(1_000, Period::Day, Some(old), both(DAY * 5 / 4)).level_since(), both(DAY * 5 / 4).wall);
     }
 
     #[test]

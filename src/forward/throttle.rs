@@ -1,7 +1,8 @@
 //! How many publishes may be on their way, by how long their answers take: doubles from a small window while answers are quick, halves
 //! when they are slow, then grows by one a round (additive increase, multiplicative decrease, as TCP does; RFC 5681, section 3.1). On a
 //! link of a few KiB a second a full window would take minutes to answer and look like silence. What is slow is seen beside the quickest
-//! answer of the connection: a link that is far away is not a slow one.
+//! answer of the connection: a link that is far away is not a slow one. One that becomes far away is found by a publish that was alone on
+//! its way: nothing waited on it, so what it took is what the way takes now.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const FIRST: usize = 16;
 pub(super) struct Throttle {
     /// Answers that take longer are slow, unless the link is far away.
     slow: Duration,
-    /// The quickest answer of this connection: what the way takes when nothing waits on it.
+    /// The quickest answer of this connection, since one that was alone on its way was slow: what the way takes when nothing waits on it.
     quickest: Option<Duration>,
     /// Most publishes; none when the full window may be used.
     limit: Option<usize>,
@@ -75,6 +76,12 @@ impl Throttle {
     pub(super) fn answered(&mut self, sent_at: Monotonic, now: Monotonic, full: usize) -> bool {
         let took = now.since(sent_at);
         self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        if took > self.bound() && self.limit == Some(1) && self.since.is_some_and(|at| sent_at >= at) {
+            // It was sent alone, so nothing but the way has made it slow: the way has become longer, and the window is looked for anew. A
+            // minimum over some time would not tell that from a link that is busy, whose window must not grow.
+            *self = Self { quickest: Some(took), since: Some(now), ..Self::new(self.slow) };
+            return true;
+        }
         let bound = self.bound();
         if now.since(self.period) >= bound {
             self.counts = (0, if now.since(self.period) < bound * 2 { self.counts.0 } else { 0 });
@@ -164,6 +171,33 @@ mod tests {
             }
         }
         assert!(throttle.allow(512) == 512 && !throttle.is_slow(way) && throttle.is_slow(way * 3), "{throttle:?}");
+    }
+
+    #[test]
+    fn a_link_that_becomes_far_away_gets_its_window_back_and_a_busy_one_does_not() {
+        let (mut throttle, way) = (Throttle::new(SLOW), Duration::from_secs(10));
+        link(&mut throttle, 10_000, 1, Monotonic::default());
+        assert_eq!(throttle.allow(512), 512);
+        let mut now = Monotonic(Duration::from_secs(1));
+        let mut least = 512;
+        for _ in 0..24 {
+            let (sent_at, sent) = (now, throttle.allow(512));
+            least = least.min(sent);
+            now = now.plus(way);
+            for _ in 0..sent {
+                throttle.answered(sent_at, now, 512);
+            }
+        }
+        assert!(least == 1 && throttle.allow(512) == 512 && !throttle.is_slow(way) && throttle.is_slow(way * 3), "{throttle:?}");
+        // Back where it was, the first answers say so.
+        link(&mut throttle, 10_000, 1, now);
+        assert!(throttle.is_slow(way), "{throttle:?}");
+
+        // One publish takes longer than `slow` here: the window stays about one, it does not run away with the waits that it makes.
+        let mut busy = Throttle::new(Duration::from_millis(300));
+        link(&mut busy, 10_000, 1, Monotonic::default());
+        link(&mut busy, 2, 600, Monotonic(Duration::from_secs(1)));
+        assert!(busy.allow(512) <= 4, "{busy:?}");
     }
 
     #[test]

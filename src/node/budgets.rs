@@ -19,7 +19,7 @@ use crate::outbox::Outbox;
 use crate::outbox::storage::Storage;
 use crate::resource::EscapePolicySpec;
 use crate::telemetry::Metrics;
-use crate::time::{Clock, Monotonic};
+use crate::time::{Clock, Monotonic, Timestamp};
 
 /// How often what was used is saved at least; in between, whenever another percent is.
 const SAVE: Duration = Duration::from_secs(600);
@@ -48,15 +48,17 @@ pub struct BudgetView {
     pub period: Period,
     /// How far it is used up.
     pub level: BudgetLevel,
+    /// Since when, by the wall clock.
+    pub since: Timestamp,
 }
 
 impl BudgetView {
-    /// As JSON: `kind`, `upstream`, `usedBytes`, `limitBytes`, `per`, `level`.
+    /// As JSON: `kind`, `upstream`, `usedBytes`, `limitBytes`, `per`, `level`, `since`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
             "kind": self.kind, "upstream": self.upstream, "usedBytes": self.used, "limitBytes": self.limit, "per": self.period.as_str(),
-            "level": self.level.as_str(),
+            "level": self.level.as_str(), "since": self.since.to_rfc3339(),
         })
     }
 }
@@ -72,16 +74,42 @@ struct Line {
     kind: &'static str,
     upstream: Option<String>,
     budget: Budget,
-    /// What had been counted when it was looked at last.
-    counted: u64,
+    /// What had been counted when it was looked at last; none before the first look at a budget that came while the node runs.
+    counted: Option<u64>,
     level: BudgetLevel,
-    used: Gauge,
+    label: Label,
 }
 
 /// A budget whose level has changed.
 pub(super) struct Change {
     pub view: BudgetView,
     pub worse: bool,
+}
+
+#[derive(Clone, Default)]
+struct Gauges {
+    used: Family<Label, Gauge>,
+    limit: Family<Label, Gauge>,
+}
+
+impl Gauges {
+    fn show(&self, line: &Line) {
+        self.used.get_or_create(&line.label).set(i64::try_from(line.budget.saved().used).unwrap_or(i64::MAX));
+        self.limit.get_or_create(&line.label).set(i64::try_from(line.budget.limit()).unwrap_or(i64::MAX));
+    }
+
+    fn forget(&self, line: &Line) {
+        self.used.remove(&line.label);
+        self.limit.remove(&line.label);
+    }
+}
+
+/// The budgets that a policy has: kind, upstream, bytes, period.
+fn budgets_of(policy: &EscapePolicySpec) -> impl Iterator<Item = (&'static str, Option<&str>, u64, Period)> {
+    let of_all = [("flash", policy.flash_per_day, Period::Day), ("data", policy.data_per_month, Period::Month)];
+    let of_all = of_all.into_iter().filter_map(|(kind, bytes, period)| Some((kind, None, bytes?, period)));
+    let of_one = policy.upstreams.iter().filter_map(|u| Some(("data", Some(u.component.as_str()), u.data_per_month?, Period::Month)));
+    of_all.chain(of_one)
 }
 
 /// All budgets of the node.
@@ -94,6 +122,7 @@ pub(super) struct Budgets {
     saved_at: Monotonic,
     /// Percent of each line when it was saved last.
     saved_percent: Vec<u64>,
+    gauges: Gauges,
     view: watch::Sender<Vec<BudgetView>>,
 }
 
@@ -115,34 +144,30 @@ impl Budgets {
             }),
             Err(_) => Kept::default(),
         };
-        let (used, limit) = (Family::<Label, Gauge>::default(), Family::<Label, Gauge>::default());
+        let gauges = Gauges::default();
         let now = BothClocks { queue: outbox.now(), wall: clock.now() };
-        let line = |kind, upstream: Option<&str>, bytes: Option<u64>, period, saved| {
-            let budget = Budget::new(bytes?, period, saved, now);
-            let label = Label { budget: kind, upstream: upstream.unwrap_or_default().to_owned() };
-            limit.get_or_create(&label).set(i64::try_from(budget.limit()).unwrap_or(i64::MAX));
-            let used = used.get_or_create(&label).clone();
-            // Known before anything is sent: a budget that is used up holds from the first record on.
-            let level = budget.level();
-            Some(Line { kind, upstream: upstream.map(str::to_owned), budget, counted: 0, level, used })
+        let saved = |kind: &str, upstream: Option<&str>| match (kind, upstream) {
+            ("flash", _) => kept.flash,
+            (_, None) => kept.data,
+            (_, Some(name)) => kept.upstreams.get(name).copied(),
         };
-        let mut lines = Vec::new();
-        lines.extend(line("flash", None, policy.and_then(|p| p.flash_per_day), Period::Day, kept.flash));
-        lines.extend(line("data", None, policy.and_then(|p| p.data_per_month), Period::Month, kept.data));
-        for upstream in policy.map(|p| p.upstreams.as_slice()).unwrap_or_default() {
-            let saved = kept.upstreams.get(&upstream.component).copied();
-            lines.extend(line("data", Some(&upstream.component), upstream.data_per_month, Period::Month, saved));
-        }
-        if !lines.is_empty() {
-            metrics.register(|r| {
-                r.register("selvedge_budget_used_bytes", "Bytes used of a budget in its period", used);
-                r.register("selvedge_budget_limit_bytes", "Bytes of a budget", limit);
-            });
-        }
+        let lines: Vec<Line> = policy
+            .into_iter()
+            .flat_map(budgets_of)
+            .map(|(kind, upstream, bytes, period)| {
+                let line = Line::new(kind, upstream, Budget::new(bytes, period, saved(kind, upstream), now));
+                Line { counted: Some(0), ..line }
+            })
+            .collect();
+        lines.iter().for_each(|line| gauges.show(line));
+        metrics.register(|r| {
+            r.register("selvedge_budget_used_bytes", "Bytes used of a budget in its period", gauges.used.clone());
+            r.register("selvedge_budget_limit_bytes", "Bytes of a budget", gauges.limit.clone());
+        });
         let saved_percent = lines.iter().map(|l| l.budget.percent()).collect();
         let (view, seen) = watch::channel(Vec::new());
         let saved_at = clock.monotonic();
-        (Self { lines, path, storage, clock, outbox, saved_at, saved_percent, view }, seen)
+        (Self { lines, path, storage, clock, outbox, saved_at, saved_percent, gauges, view }, seen)
     }
 
     /// Counts on, and does to the store what follows. Gives the budgets whose level is another now.
@@ -158,9 +183,9 @@ impl Budgets {
                 (_, None) => upstreams.iter().map(ForwarderStatus::traffic_bytes).sum(),
                 (_, Some(name)) => upstreams.iter().filter(|u| u.upstream() == name).map(ForwarderStatus::traffic_bytes).sum(),
             };
-            let level = line.budget.spend(now, counted.saturating_sub(line.counted));
-            line.counted = counted;
-            line.used.set(i64::try_from(line.budget.saved().used).unwrap_or(i64::MAX));
+            let before = line.counted.replace(counted).unwrap_or(counted);
+            let level = line.budget.spend(now, counted.saturating_sub(before));
+            self.gauges.show(line);
             let before = std::mem::replace(&mut line.level, level);
             if level != before {
                 changes.push(Change { view: line.view(), worse: level > before });
@@ -194,6 +219,28 @@ impl Budgets {
         self.lines.iter().any(|l| l.kind == "flash" && l.level == BudgetLevel::Spent)
     }
 
+    /// The budgets of another policy from now on. One that was there before counts on under its new limit; one that is new begins with
+    /// nothing used, and one that is gone is forgotten and holds nothing back any more.
+    pub(super) async fn configure(&mut self, policy: &EscapePolicySpec) {
+        let now = BothClocks { queue: self.outbox.now(), wall: self.clock.now() };
+        let mut before = std::mem::take(&mut self.lines);
+        for (kind, upstream, bytes, period) in budgets_of(policy) {
+            let line = match before.iter().position(|l| l.kind == kind && l.upstream.as_deref() == upstream) {
+                Some(at) => {
+                    let mut line = before.swap_remove(at);
+                    line.budget.set_limit(bytes, now);
+                    line
+                }
+                None => Line::new(kind, upstream, Budget::new(bytes, period, None, now)),
+            };
+            self.gauges.show(&line);
+            self.lines.push(line);
+        }
+        before.iter().for_each(|gone| self.gauges.forget(gone));
+        self.view.send_replace(self.lines.iter().map(Line::view).collect());
+        self.write().await;
+    }
+
     /// Whether only strict lanes may be sent to this upstream.
     pub(super) fn strict_only(&self, upstream: &str) -> bool {
         self.lines.iter().any(|l| l.kind == "data" && l.level >= BudgetLevel::Scarce && l.upstream.as_deref().is_none_or(|name| name == upstream))
@@ -201,9 +248,12 @@ impl Budgets {
 
     /// Keeps what was used. The event loop goes on meanwhile, however slow the disk is.
     pub(super) async fn save(&mut self) {
-        if self.lines.is_empty() {
-            return;
+        if !self.lines.is_empty() {
+            self.write().await;
         }
+    }
+
+    async fn write(&mut self) {
         let mut kept = Kept::default();
         for line in &self.lines {
             match (line.kind, &line.upstream) {
@@ -228,6 +278,13 @@ impl Budgets {
 }
 
 impl Line {
+    fn new(kind: &'static str, upstream: Option<&str>, budget: Budget) -> Self {
+        let label = Label { budget: kind, upstream: upstream.unwrap_or_default().to_owned() };
+        // Known before anything is sent: a budget that is used up holds from the first record on.
+        let level = budget.level();
+        Self { kind, upstream: upstream.map(str::to_owned), budget, counted: None, level, label }
+    }
+
     fn view(&self) -> BudgetView {
         BudgetView {
             kind: self.kind,
@@ -236,6 +293,7 @@ impl Line {
             limit: self.budget.limit(),
             period: self.budget.period(),
             level: self.level,
+            since: self.budget.level_since(),
         }
     }
 }

@@ -292,7 +292,7 @@ impl Escape {
         let event = match order {
             EscapeOrder::Reports => return self.reports(),
             EscapeOrder::Configure(settings) => {
-                self.configure(settings);
+                self.configure(*settings).await;
                 return Value::Null;
             }
             EscapeOrder::Enter => ModeEvent::Enter,
@@ -309,14 +309,17 @@ impl Escape {
         Value::Null
     }
 
-    fn configure(&mut self, settings: EscapeSettings) {
-        self.machine.configure(settings.modes);
-        self.at.modes = settings.modes;
-        self.at.disk_free = settings.disk_free;
+    async fn configure(&mut self, settings: EscapeSettings) {
+        let policy = settings.policy;
+        self.machine.configure(policy.modes);
+        self.at.modes = policy.modes;
+        self.at.disk_free = policy.disk_free;
         self.disk = None; // asked for anew
         for handover in self.at.upstreams.iter_mut().filter_map(|u| u.handover.as_mut()) {
-            handover.configure(settings.modes.settle, settings.failback_after);
+            handover.configure(policy.modes.settle, settings.failback_after);
         }
+        self.budgets.configure(&policy).await;
+        self.order_links();
     }
 
     fn reports(&self) -> Value {

@@ -268,6 +268,8 @@ impl NodeStatus {
     }
 }
 
+/// What the store is called among the parts of the node.
+const STORE: &str = "store";
 /// Primaries that a secondary may stand in for.
 const MAX_PRIMARIES: usize = 31;
 
@@ -291,6 +293,7 @@ impl Node {
             None => (None, None, Vec::new(), Vec::new()),
         };
         let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
+        set_aside.iter().for_each(|file| supervisor.set_aside(STORE, file.clone()));
         let mut components =
             components::build(&config, &host, &supervisor, hub.as_ref(), &components::Caches::open(&config, &host, tables.as_ref()).await).await?;
         if let Some(hub) = &hub
@@ -303,7 +306,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (set_aside, locked)));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (supervisor.files_set_aside(), locked)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));

@@ -138,9 +138,11 @@ fn next_policies(running: &Resources, wanted: &Resources) -> Vec<EscapePolicySpe
     for (policy, w) in next.iter_mut().zip(&wanted.escape_policies) {
         policy.modes = w.modes;
         policy.disk_free = w.disk_free;
+        (policy.flash_per_day, policy.data_per_month) = (w.flash_per_day, w.data_per_month);
         for upstream in &mut policy.upstreams {
             if let Some(w) = w.upstreams.iter().find(|u| u.component == upstream.component) {
                 (upstream.slow, upstream.stall, upstream.heal, upstream.failback_after) = (w.slow, w.stall, w.heal, w.failback_after);
+                upstream.data_per_month = w.data_per_month;
             }
         }
     }
@@ -326,12 +328,9 @@ impl Parts {
         }
         if let (Some(escape), Some(policy)) = (&self.escape, next.escape_policies.first()) {
             let secondary = policies().find(|u| u.role == UpstreamRole::Secondary);
-            let settings = EscapeSettings {
-                modes: policy.modes,
-                disk_free: policy.disk_free,
-                failback_after: secondary.map_or(UpstreamSpec::FAILBACK_AFTER, |u| u.failback_after),
-            };
-            escape.order(EscapeOrder::Configure(settings)).await.map_err(|e| vec![e])?;
+            let settings =
+                EscapeSettings { policy: policy.clone(), failback_after: secondary.map_or(UpstreamSpec::FAILBACK_AFTER, |u| u.failback_after) };
+            escape.order(EscapeOrder::Configure(Box::new(settings))).await.map_err(|e| vec![e])?;
         }
         Ok(())
     }
@@ -377,7 +376,7 @@ mod tests {
     fn each_change_is_either_live_or_named_as_one_that_needs_a_restart() {
         let listener = "bind: \"127.0.0.1:1883\"";
         let policy = "upstreams: [{component: cloud}]";
-        let cases: [(Resources, &[&str], &[&str]); 16] = [
+        let cases: [(Resources, &[&str], &[&str]); 17] = [
             (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: fsync}", "", policy), &["lane one: durability"], &[]),
             (
                 yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: memory, spillAfter: 0s}", "", policy),
@@ -406,6 +405,11 @@ mod tests {
             (
                 yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud, stall: 3s}], modes: {islandAfter: 1s}"),
                 &["escape policy: upstream cloud: stall", "escape policy e: modes"],
+                &[],
+            ),
+            (
+                yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud, data: 1MB/month}], budgets: {flash: 1MB/day, data: 2MB/month}"),
+                &["escape policy: upstream cloud: data", "escape policy e: budgets.flash, budgets.data"],
                 &[],
             ),
             (yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud, role: secondary}]"), &[], &["escape policy: upstream cloud: role"]),

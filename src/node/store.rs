@@ -194,6 +194,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let retained = tables.open("retained").await.map_err(|e| fail(e.to_string()))?;
     let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
     set_aside.extend(recovery.set_aside);
+    set_aside.extend(tables.set_aside());
     Ok(Some(Store { hub, tables, set_aside, locked: recovery.locked }))
 }
 

@@ -1,9 +1,11 @@
 //! What a link and a card may cost: budgets, and lanes that write only what is not taken in time.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use selvedge_tests::mqtt::Client;
-use selvedge_tests::{Mosquitto, Node, Place, eventually, free_port, yaml};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -35,6 +37,12 @@ fn budget(node: &Node, kind: &str) -> (String, u64) {
     let all = status["budgets"].as_array().cloned().unwrap_or_default();
     let found = all.into_iter().find(|b| b["kind"] == kind).unwrap_or_default();
     (found["level"].as_str().unwrap_or_default().to_owned(), found["usedBytes"].as_u64().unwrap_or(0))
+}
+
+/// What a command about the running node prints.
+fn selvedge(place: &Place, words: &[&str]) -> String {
+    let output = Command::new(binary()).args(words).arg("--data-dir").arg(place.data()).output().unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
 fn delivered(node: &Node, lane: &str) -> u64 {
@@ -87,10 +95,23 @@ fn a_data_plan_that_runs_out_is_kept_for_alarms_over_a_kill_and_a_larger_one_let
     device.publish("alarm/fire", b"!!").unwrap();
     eventually(LONG, "the alarm is delivered", || delivered(&node, "critical") >= 2);
     assert!(node.ledger("upstream/cloud", "queued") > 0);
-    assert_eq!(node.terminate(), Some(0));
+    let said = selvedge(&place, &["escape"]);
+    assert!(said.contains("budget data: ") && said.contains(": only strict lanes are sent"), "{said}");
+    // A larger plan, while the node runs.
     place.rewrite(&yaml(broker.port, devices, "data: 100MB/month"));
-    let node = place.start();
+    assert_eq!(selvedge(&place, &["reload"]), "reloaded: escape policy escape: budgets.data\n");
     eventually(LONG, "everything goes", || node.ledger("upstream/cloud", "queued") == 0);
+    let said = selvedge(&place, &["escape"]);
+    assert!(said.contains(" used this month, well since ") && !said.contains("strict"), "{said}");
+    assert!(budget(&node, "data").1 > used / 2, "what was used counts on");
+    // None at all, and one that is new: what was used before it came is not its own.
+    place.rewrite(&yaml(broker.port, devices, "flash: 1GB/day"));
+    assert_eq!(selvedge(&place, &["reload"]), "reloaded: escape policy escape: budgets.flash, budgets.data\n");
+    let said = selvedge(&place, &["escape"]);
+    assert!(said.contains("budget flash: ") && !said.contains("budget data"), "{said}");
+    place.rewrite(&yaml(broker.port, devices, "data: 100MB/month"));
+    assert_eq!(selvedge(&place, &["reload"]), "reloaded: escape policy escape: budgets.flash, budgets.data\n");
+    assert!(budget(&node, "data").1 < used / 2, "begun anew");
     assert!(delivered(&node, "default") >= published);
     assert_eq!(budget(&node, "data").0, "well");
     assert_eq!(node.terminate(), Some(0));
@@ -132,4 +153,50 @@ fn a_healthy_link_costs_a_memory_lane_no_flash_and_a_spent_flash_budget_makes_ba
     let node = place.start();
     eventually(LONG, "it is known after a restart", || budget(&node, "flash").0 == "spent");
     assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn databases_that_had_to_be_set_aside_are_told_upstream_and_the_box_is_degraded_until_the_next_start() {
+    let broker = Mosquitto::start();
+    let place = Place::new("");
+    let state = format!(
+        "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: things}}\nspec:\n  type: state.sqlite\n  version: v1\n  \
+         metadata: [{{name: connectionString, value: \"{}\"}}]\n---\n",
+        place.data().join("things.db").display()
+    );
+    place.rewrite(&format!("{state}{}", yaml(broker.port, free_port(), "diskFree: 1MiB")));
+    let node = place.start();
+    assert_eq!(node.status()["degraded"], serde_json::json!([]));
+    assert_eq!(node.terminate(), Some(0));
+    let databases: Vec<_> = files(&place.data()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+    assert_eq!(databases.len(), 2, "{databases:?}");
+    for path in &databases {
+        std::fs::write(path, b"no database at all ".repeat(100)).unwrap();
+        // What the write-ahead log still has would mend it.
+        let log = path.with_extension("db-wal");
+        if log.exists() {
+            std::fs::remove_file(log).unwrap();
+        }
+    }
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("selvedge/+/alarm").unwrap();
+    let node = place.start();
+    let (_, payload) = cloud.receive(LONG).unwrap().expect("an alarm");
+    let alarm: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+    let told: Vec<&str> = alarm["setAside"].as_array().unwrap().iter().filter_map(|f| f.as_str()).collect();
+    assert_eq!(alarm["alarm"], "store-damaged");
+    for path in &databases {
+        assert!(told.iter().any(|f| *f == format!("{}.corrupt-1", path.display())), "{alarm}");
+    }
+    let parts: Vec<String> = node.status()["degraded"].as_array().unwrap().iter().map(|d| d["part"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(parts, ["component/things", "store"]);
+    assert_eq!(node.terminate(), Some(0));
+    let node = place.start();
+    assert_eq!(node.status()["degraded"], serde_json::json!([]));
+    assert_eq!(node.terminate(), Some(0));
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    entries.flat_map(|e| if e.path().is_dir() { files(&e.path()) } else { vec![e.path()] }).collect()
 }

@@ -1,6 +1,6 @@
 //! The node's own small tables in one database, `node.db`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ const BUSY: Duration = Duration::from_secs(5);
 /// read is set aside as `node.db.corrupt-<n>`, and an empty one takes its place.
 pub struct SqliteTables {
     line: Line<RowChange>,
+    /// Where the database went that was found broken.
+    set_aside: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for SqliteTables {
@@ -48,17 +50,19 @@ impl SqliteTables {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         }
+        let mut set_aside = None;
         let db = match connect(path) {
             Err(error) if quarantine::is_corruption(&error) => {
                 let place = quarantine::set_aside(path).map_err(|e| format!("{} is broken and cannot be set aside: {e}", path.display()))?;
                 tracing::error!(%error, kept_as = %place.display(), "the node's own database is broken: set aside, starting with an empty one");
+                set_aside = Some(place);
                 connect(path)
             }
             other => other,
         };
         let db = db.map_err(|e| format!("{}: {e}", path.display()))?;
         let line = Line::start("node", db, metrics, None).map_err(|e| format!("no thread for the database: {e}"))?;
-        Ok(Self { line })
+        Ok(Self { line, set_aside })
     }
 
     /// Writes what is queued and closes the file; calls after it fail.
@@ -166,6 +170,10 @@ impl SqliteTable {
 }
 
 impl Tables for SqliteTables {
+    fn set_aside(&self) -> Option<PathBuf> {
+        self.set_aside.clone()
+    }
+
     fn open<'a>(&'a self, name: &'a str) -> Fut<'a, Result<Arc<dyn Table>, TableError>> {
         Box::pin(async move {
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
@@ -240,6 +248,7 @@ mod tests {
         let tables = open(dir.path()).await;
         let table = tables.open("t").await.unwrap();
         assert!(table.load().await.unwrap().is_empty());
+        assert_eq!(tables.set_aside(), Some(dir.path().join("node.db.corrupt-1")), "for the node's alarm");
         table.put("k", Bytes::new()).await.unwrap();
         assert!(dir.path().join("node.db.corrupt-1").exists());
     }

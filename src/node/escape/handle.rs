@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::component::LinkCause;
-use crate::escape::{Mode, ModeConfig};
+use crate::escape::Mode;
 use crate::hub::Hub;
 use crate::node::budgets::BudgetView;
 use crate::outbox::Bound;
-use crate::resource::DiskFloor;
+use crate::resource::EscapePolicySpec;
 use crate::time::Timestamp;
 
 /// Longest pin.
@@ -34,10 +34,8 @@ pub struct ModeView {
 /// What may change while the controller runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EscapeSettings {
-    /// When modes change.
-    pub modes: ModeConfig,
-    /// Least room on the disk.
-    pub disk_free: DiskFloor,
+    /// The policy: when modes change, least room on the disk, budgets.
+    pub policy: EscapePolicySpec,
     /// How long a primary must stand before it gets its lanes back.
     pub failback_after: Duration,
 }
@@ -52,7 +50,7 @@ pub enum EscapeOrder {
     /// Set the mode for a time.
     Pin(Mode, Duration),
     /// Other values from now on.
-    Configure(EscapeSettings),
+    Configure(Box<EscapeSettings>),
     /// The reports of the last outages, the newest first; the first one goes on if there is one.
     Reports,
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use selvedge::escape::Mode;
-use selvedge::node::{EscapeOrder, NodeStatus};
+use selvedge::node::{BudgetView, EscapeOrder, NodeStatus};
 use selvedge::units;
 use serde_json::Value;
 
@@ -68,7 +68,25 @@ fn state(answer: &Value) -> String {
     if !shut.is_empty() {
         line.push_str(&format!("\nlanes that take nothing: {shut}"));
     }
+    for budget in answer["budgets"].as_array().into_iter().flatten() {
+        line.push_str(&self::budget(budget));
+    }
     line
+}
+
+/// A line on a budget: what is used of it, since when it is so, and what follows.
+fn budget(budget: &Value) -> String {
+    let bytes = |key: &str| units::size(budget[key].as_u64().unwrap_or(0));
+    let upstream = budget["upstream"].as_str().map(|name| format!(" of {name}")).unwrap_or_default();
+    let (kind, level) = (text(budget, "kind"), text(budget, "level"));
+    let period = if text(budget, "per") == "day" { "today" } else { "this month" };
+    let follows = match (kind, level) {
+        ("flash", "spent") => ": batches are longer",
+        ("data", "scarce" | "spent") => ": only strict lanes are sent",
+        _ => "",
+    };
+    let since = text(budget, "since");
+    format!("\nbudget {kind}{upstream}: {} of {} used {period}, {level} since {since}{follows}", bytes("usedBytes"), bytes("limitBytes"))
 }
 
 fn reports(answer: &Value) -> String {
@@ -107,7 +125,11 @@ fn reports(answer: &Value) -> String {
 pub async fn answer(status: &NodeStatus, words: &[&str]) -> Result<Value, String> {
     let escape = status.escape().ok_or("this node stores nothing and has no upstream: it has no modes")?;
     let order = match words {
-        ["status"] => return Ok(escape.to_json()),
+        ["status"] => {
+            let mut state = escape.to_json();
+            state["budgets"] = escape.budgets().iter().map(BudgetView::to_json).collect();
+            return Ok(state);
+        }
         ["enter"] => EscapeOrder::Enter,
         ["leave"] => EscapeOrder::Leave,
         ["report"] => EscapeOrder::Reports,

@@ -62,6 +62,7 @@ pub async fn state_store(context: ComponentContext) -> Result<Arc<dyn StateStore
         data_dir: context.data_dir,
         clock: context.clock,
         metrics: context.metrics,
+        supervisor: context.supervisor,
     };
     let store = tokio::task::spawn_blocking(move || opening.open()).await.map_err(|e| InitError::failed("opening the database", e))??;
     Ok(Arc::new(store))
@@ -74,6 +75,7 @@ struct Opening {
     data_dir: std::path::PathBuf,
     clock: Arc<dyn Clock>,
     metrics: selvedge::telemetry::Metrics,
+    supervisor: selvedge::supervise::Supervisor,
 }
 
 impl Opening {
@@ -92,6 +94,7 @@ impl Opening {
                 let place =
                     quarantine::set_aside(path).map_err(|e| InitError::failed(format_args!("setting aside the broken database {shown}"), e))?;
                 tracing::error!(component.name = %self.name, %error, kept_as = %place.display(), "state database is broken: set aside, starting with an empty one");
+                self.supervisor.set_aside(&format!("component/{}", self.name), place);
                 self.connect().map_err(failed)?
             }
             other => other.map_err(failed)?,
