@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Size of the binary and memory of an idle node, printed; fails when a budget is passed.
 
-The aim is 9 MB on disk and 9 MiB resident, static; the gates stand where the binary of this machine is (9.25 MB and 9,512 KiB when they were
+The aim is 9 MB on disk and 9 MiB resident, static; the gates stand where the binary of this machine is (9.06 MB and 9,516 KiB when they were
 set, linked dynamically) and only ever come down. Resident is the median of five starts: how much of the program the system maps around each
 page that is touched varies by some hundred KiB. The idle node has the API ports and an MQTT listener open.
 """
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-BINARY_BYTES = 9_400_000
+BINARY_BYTES = 9_200_000
 RSS_KIB = 9_800
 STARTS = 5
 
