@@ -80,7 +80,7 @@ DECISIONS = [
     "src/outbox/config.rs", "src/outbox/hold.rs", "src/outbox/merge.rs", "src/outbox/aggregate.rs", "src/outbox/compact/choose.rs",
     "src/escape/link.rs", "src/escape/backoff.rs", "src/escape/mode.rs", "src/escape/handover.rs", "src/escape/budget.rs", "src/outlook.rs",
     "src/forward/pace.rs", "src/forward/throttle.rs", "src/forward/window.rs", "src/forward/mapping.rs", "src/hub/routing.rs", "src/hub/shard.rs", "src/hub/when.rs",
-    "components/mqtt/src/session.rs", "components/mqtt-listener/src/session.rs", "components/mqtt-listener/src/wire.rs", "components/coap/src/endpoint/mod.rs", "components/coap/src/endpoint/outgoing.rs", "components/coap/src/endpoint/peers.rs", "components/coap/src/endpoint/request.rs", "components/coap/src/endpoint/respond.rs", "components/coap/src/endpoint/timers.rs",
+    "components/mqtt/src/session.rs", "components/mqtt-listener/src/session.rs", "components/mqtt-listener/src/wire/decode.rs", "components/coap/src/endpoint/mod.rs", "components/coap/src/endpoint/outgoing.rs", "components/coap/src/endpoint/peers.rs", "components/coap/src/endpoint/request.rs", "components/coap/src/endpoint/respond.rs", "components/coap/src/endpoint/timers.rs",
 ]
 ACTS = re.compile(r"Instant::now|SystemTime|std::fs|std::net::(Tcp|Udp)|tokio::(net|spawn|time|task|fs)|thread::")
 

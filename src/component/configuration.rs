@@ -176,6 +176,49 @@ mod tests {
         of.iter().map(|(k, v)| ((*k).to_owned(), ConfigurationItem { value: (*v).to_owned(), ..ConfigurationItem::default() })).collect()
     }
 
+    /// A source that has another value at each look, and always something to say.
+    struct Restless(u64);
+
+    impl ConfigurationSource for Restless {
+        fn now<'a>(&'a mut self) -> Fut<'a, Option<ConfigurationItems>> {
+            self.0 += 1;
+            Box::pin(std::future::ready(Some(items(&[("a", &self.0.to_string())]))))
+        }
+
+        fn moved<'a>(&'a mut self) -> Fut<'a, ()> {
+            // Gives way, as one that waits does.
+            Box::pin(tokio::task::yield_now())
+        }
+    }
+
+    #[derive(Default)]
+    struct Counting(std::sync::atomic::AtomicUsize);
+
+    impl ConfigurationHandler for Counting {
+        fn changed<'a>(&'a self, _items: ConfigurationItems) -> Fut<'a, Result<(), NotTaken>> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handle_that_is_dropped_ends_its_subscription_though_there_is_news_at_the_same_moment() {
+        for _ in 0..64 {
+            let counting = Arc::new(Counting::default());
+            let told = || counting.0.load(std::sync::atomic::Ordering::Relaxed);
+            let handle = follow(Box::new(Restless(0)), Vec::new(), ConfigurationItems::new(), counting.clone());
+            while told() == 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(handle);
+            let before = told();
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(told(), before);
+        }
+    }
+
     #[test]
     fn what_changed_is_new_different_or_gone() {
         let told = items(&[("a", "1"), ("b", "2"), ("c", "3")]);

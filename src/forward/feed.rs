@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::mapping::Mapping;
 use crate::component::Fut;
 use crate::hub::{Consumer, LaneRun};
-use crate::outbox::{LaneId, OutboxError};
+use crate::outbox::{DEFAULT_LIVE_SHARE, LaneId, OutboxError};
 use crate::resource::RouteSpec;
 
 /// The source and the lane that a record came from.
@@ -74,8 +74,9 @@ impl Feed {
         }
     }
 
-    /// How the link is shared between live records and the backlog, in lanes that are replayed newest first.
-    pub(super) fn set_live_share(&mut self, percent: u8) {
+    /// How the link is shared between live records and the backlog, in lanes that are replayed newest first; by the default unless said.
+    pub(super) fn set_live_share(&mut self, percent: Option<u8>) {
+        let percent = percent.unwrap_or(DEFAULT_LIVE_SHARE);
         self.sources.iter_mut().for_each(|s| s.consumer.set_live_share(percent));
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::feed::Origin;
 use crate::outbox::LaneId;
 
-/// Records that were on their way when a connection ended. No more than the bound are known, the newest of each lane: what is sent newest
-/// first may wait for long until it is sent again.
+/// Records that were on their way when a connection ended: what is sent newest first may wait for long until it is sent again. Past the bound
+/// the oldest is forgotten, and then sent without the mark, as a new one; receivers that tell records by their ids lose nothing by it.
 #[derive(Debug)]
 pub(super) struct Repeats {
     known: BTreeSet<(u8, LaneId, u64)>,

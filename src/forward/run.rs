@@ -1,11 +1,14 @@
 //! The loop of a forwarder.
 
+mod poison;
+
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use poison::{Refusal, SUSPECT_AFTER, Suspect};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -22,7 +25,7 @@ use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES};
-use crate::outbox::{DEFAULT_LIVE_SHARE, DestinationId, LaneId, Peeker};
+use crate::outbox::{DestinationId, LaneId, Peeker};
 use crate::resource::DrainSpec;
 use crate::time::{Clock, Monotonic};
 
@@ -42,36 +45,12 @@ const READ_RETRY: Duration = Duration::from_secs(1);
 const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
 /// Bytes that a record, and its answer, are taken to cost on the wire beside topic and payload, of an uplink that does not count.
 const OVERHEAD: u64 = 64;
-/// Reasons of refusals that have been logged; past it refusals are counted only.
-const REFUSED_REASONS: usize = 256;
 /// Refusals that may wait to be set aside (the disk is slow or full); past it nothing is sent.
 const REFUSALS: usize = 256;
 /// Records that are known to have been sent before, per slot of the window.
 const REPEATS_PER_SLOT: usize = 8;
-/// Pause after a refused record could not be set aside.
-const SET_ASIDE_RETRY: Duration = Duration::from_secs(1);
 /// What a record takes in the store beside topic and payload, about.
 const RECORD_OVERHEAD: usize = 128;
-/// A record on which alone the link broke this many times in a row is suspected of breaking it.
-const SUSPECT_AFTER: u32 = 5;
-
-/// A record that the peer refuses for good.
-#[derive(Debug)]
-struct Refusal {
-    origin: Origin,
-    sequence: u64,
-    reason: String,
-}
-
-/// A record that may be what breaks the link.
-#[derive(Debug, Clone, Copy)]
-struct Suspect {
-    origin: Origin,
-    sequence: u64,
-    breaks: u32,
-    /// It was left out on this connection, to see whether the next record goes through.
-    left_out: bool,
-}
 
 /// Carries one upstream's records to it.
 pub struct Forwarder {
@@ -166,7 +145,7 @@ impl Forwarder {
             .into_iter()
             .map(|p| feed.add(&p.name, hub.consumer_of(p.destination, |lane| p.lanes.contains(&lane)), Mapping::new(&p.name, p.routes), false))
             .collect();
-        feed.set_live_share(config.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
+        feed.set_live_share(config.drain.live_share);
         Self {
             destination: config.destination,
             drain: config.drain,
@@ -289,7 +268,7 @@ impl Forwarder {
         }
         if self.drain != settings.drain {
             self.drain = settings.drain;
-            self.feed.set_live_share(self.drain.live_share.unwrap_or(DEFAULT_LIVE_SHARE));
+            self.feed.set_live_share(self.drain.live_share);
             self.pace = Pace::new(&self.drain, self.clock.monotonic());
         }
         if self.slow != settings.slow {
@@ -639,11 +618,7 @@ impl Forwarder {
             self.metrics.in_flight(self.window.waiting());
             self.metrics.window(self.throttle.allow(full));
             self.refused_bytes = 0;
-            if let Some(Suspect { origin, sequence, left_out: true, .. }) = self.suspect {
-                let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
-                self.refusals.push(Refusal { origin, sequence, reason });
-            }
-            self.suspect = None;
+            self.judge_suspect();
             self.step(LinkEvent::Acknowledged, "");
             if slow {
                 self.step(LinkEvent::Slow, "answers are slow");
@@ -661,56 +636,6 @@ impl Forwarder {
             self.caught_up = false;
             self.throttle.refused(self.clock.monotonic(), self.full_window());
             self.step(LinkEvent::Busy, &reason);
-        }
-    }
-
-    /// Puts what was refused into the quarantine. What cannot be put there stays where it is: it is tried again, here and, after a
-    /// restart or a reconnect, at the peer.
-    async fn set_aside(&mut self, now: Monotonic) {
-        if self.refusals.is_empty() || self.set_aside_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.set_aside_at = None;
-        for Refusal { origin, sequence, reason } in std::mem::take(&mut self.refusals) {
-            if self.set_aside_at.is_some() {
-                self.refusals.push(Refusal { origin, sequence, reason });
-                continue;
-            }
-            let lane = origin.lane;
-            if Some(lane) == self.notices {
-                // Some brokers close the connection on each record that they do not allow: one is enough.
-                self.notices_refused = true;
-                self.status.refuse_notices();
-                self.feed.reject(origin, sequence, &reason);
-                tracing::warn!(
-                    upstream = %self.name, error = %reason,
-                    "the upstream does not take this node's notices; it gets no more of them: allow their topic, or set notices.topic of the EscapePolicy"
-                );
-                continue;
-            }
-            let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
-                Some(at) => at,
-                None => {
-                    self.peekers.push((lane, self.hub.outbox().peeker(lane)));
-                    self.peekers.len() - 1
-                }
-            };
-            if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, self.feed.owner(origin.source), &reason).await {
-                tracing::error!(upstream = %self.name, outbox.seq = sequence, %error, "a refused record cannot be set aside; trying again");
-                self.set_aside_at = Some(now.plus(SET_ASIDE_RETRY));
-                self.refusals.push(Refusal { origin, sequence, reason });
-                continue;
-            }
-            self.feed.reject(origin, sequence, &reason);
-            self.metrics.refused.inc();
-            self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
-            if self.refused_reasons.len() < REFUSED_REASONS && self.refused_reasons.insert(reason.clone()) {
-                let lane = self.hub.outbox().lane_name(lane);
-                tracing::error!(
-                    upstream = %self.name, lane, outbox.seq = sequence, error = %reason,
-                    "record refused for good and set aside (`selvedge queue show`); further ones with this reason are counted only"
-                );
-            }
         }
     }
 
@@ -735,24 +660,6 @@ impl Forwarder {
         self.metrics.in_flight(0);
         self.feed.rewind();
         self.refresh();
-    }
-
-    /// A record that was alone on the link when the peer closed it may be the reason. It is not judged before the record after it went
-    /// through where it did not: a peer that closes on everything condemns nobody.
-    fn note_suspect(&mut self, failure: &LinkFailure) {
-        let alone = self.window.only().filter(|_| self.link.state() == LinkState::Probing);
-        self.suspect = match (self.suspect, alone, failure.cause) {
-            (Some(suspect), Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
-                let same = (suspect.origin, suspect.sequence) == (publish.origin, publish.sequence);
-                let breaks = if same { suspect.breaks + 1 } else { 1 };
-                Some(Suspect { origin: publish.origin, sequence: publish.sequence, breaks, left_out: false })
-            }
-            (None, Some(publish), LinkCause::PeerError | LinkCause::Tcp) => {
-                Some(Suspect { origin: publish.origin, sequence: publish.sequence, breaks: 1, left_out: false })
-            }
-            (suspect, None, _) => suspect.map(|s| Suspect { left_out: false, ..s }),
-            (_, Some(_), _) => None,
-        };
     }
 
     async fn finish(&mut self) {

@@ -26,8 +26,37 @@ pub struct LedgerRow {
     pub queued: u64,
 }
 
-/// Why records are refused: the quota, a bound below it, a bound that takes nothing, the size of the record, a disk that cannot be written.
-pub const REFUSALS: [&str; 5] = ["full", "held", "shut", "too-large", "failed"];
+/// Why a lane does not take a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is at its quota.
+    Full,
+    /// It is at a bound below its quota.
+    Held,
+    /// It takes nothing for now.
+    Shut,
+    /// The record would not fit a segment.
+    TooLarge,
+    /// The disk cannot be written, or there is no key to seal with.
+    Failed,
+}
+
+impl Refusal {
+    /// All of them, in the order of [`LaneStatus::refused`].
+    pub const ALL: [Self; 5] = [Self::Full, Self::Held, Self::Shut, Self::TooLarge, Self::Failed];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Held => "held",
+            Self::Shut => "shut",
+            Self::TooLarge => "too-large",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 /// A lane as operators see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,8 +81,8 @@ pub struct LaneStatus {
     pub spared_bytes: u64,
     /// What bounds it beside its quota.
     pub bound: Bound,
-    /// Records refused since start, by [`REFUSALS`]. One that has to wait for the disk is not refused.
-    pub refused: [u64; REFUSALS.len()],
+    /// Records refused since start, by [`Refusal::ALL`]. One that has to wait for the disk is not refused.
+    pub refused: [u64; Refusal::ALL.len()],
     /// Stretches that are read or finished out of order, of all destinations (`order: newest`).
     pub pieces: u64,
     /// Records lost to corruption.

@@ -14,7 +14,7 @@ use super::loss::{Loss, LossReason, Losses};
 use super::reader::SegmentKey;
 use super::sealed::Cover;
 use super::storage::StoredFile;
-use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, REFUSALS, WhenFull};
+use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, Refusal, WhenFull};
 use crate::time::Timestamp;
 
 /// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
@@ -145,8 +145,8 @@ pub(crate) struct Lane {
     pub bound: Bound,
     /// Bytes that may be used at most under the bound.
     pub cap: Option<u64>,
-    /// Records refused since start, by [`REFUSALS`](super::books::REFUSALS).
-    pub refused: [u64; REFUSALS.len()],
+    /// Records refused since start, by [`Refusal::ALL`].
+    pub refused: [u64; Refusal::ALL.len()],
     pub losses: Losses,
     pub compaction: Compaction,
     /// Bytes that sealing adds to a record when it is written.
@@ -184,7 +184,7 @@ impl Lane {
             accepted_bytes: 0,
             bound: Bound::Quota,
             cap: None,
-            refused: [0; REFUSALS.len()],
+            refused: [0; Refusal::ALL.len()],
             losses: Losses::default(),
             compaction: Compaction::default(),
             overhead_bytes: 0,
@@ -263,18 +263,16 @@ impl Lane {
 
     /// Counts a record that was not taken, and why.
     pub fn note_refusal(&mut self, error: &OutboxError) {
-        let reason = match error {
-            OutboxError::Full { .. } if self.cap.is_some_and(|cap| cap < self.config.quota_bytes) => "held",
-            OutboxError::Full { .. } => "full",
-            OutboxError::Shut { .. } => "shut",
-            OutboxError::TooLarge { .. } => "too-large",
+        let why = match error {
+            OutboxError::Full { .. } if self.cap.is_some_and(|cap| cap < self.config.quota_bytes) => Refusal::Held,
+            OutboxError::Full { .. } => Refusal::Full,
+            OutboxError::Shut { .. } => Refusal::Shut,
+            OutboxError::TooLarge { .. } => Refusal::TooLarge,
             // Its sender waits and has another try.
             OutboxError::Busy { .. } => return,
-            _ => "failed",
+            _ => Refusal::Failed,
         };
-        if let Some(at) = REFUSALS.iter().position(|r| *r == reason) {
-            self.refused[at] += 1;
-        }
+        self.refused[why as usize] += 1;
     }
 
     /// Takes one record into the pending buffer; gives its sequence.

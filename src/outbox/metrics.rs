@@ -6,7 +6,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{LaneStatus, Outbox, REFUSALS};
+use super::{LaneStatus, Outbox, Refusal};
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
@@ -70,8 +70,8 @@ impl Collector for Scrape {
         let help = "Records that a lane refused: at its quota, at a bound below it (held), taking nothing (shut), too large, or unable to write";
         let mut metric = encoder.encode_descriptor("selvedge_outbox_refused", help, None, MetricType::Counter)?;
         for lane in &lanes {
-            for (reason, count) in REFUSALS.iter().zip(lane.refused) {
-                ConstCounter::new(count).encode(metric.encode_family(&[("lane", lane.lane.as_str()), ("reason", *reason)])?)?;
+            for (reason, count) in Refusal::ALL.iter().zip(lane.refused) {
+                ConstCounter::new(count).encode(metric.encode_family(&[("lane", lane.lane.as_str()), ("reason", reason.as_str())])?)?;
             }
         }
         Ok(())

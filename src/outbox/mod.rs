@@ -46,7 +46,7 @@ use tokio::sync::watch;
 
 use crate::message::Attributes;
 use crate::time::{Clock, QueueClock, Timestamp};
-pub use books::REFUSALS;
+pub use books::Refusal;
 pub use books::{LaneStatus, LedgerRow, WriteCounts};
 use books::{Stats, row};
 use config::LINGER_BYTES;

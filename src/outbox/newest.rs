@@ -93,6 +93,11 @@ impl Lane {
         self.places.get(&destination).is_some_and(|p| !p.cursor.sides.is_empty())
     }
 
+    /// The same, or that it may come to be.
+    pub(super) fn may_be_split(&self, destination: DestinationId) -> bool {
+        self.config.order == Order::Newest || self.is_split(destination)
+    }
+
     /// Starts again: at the lowest record that is not finished, or with what comes from now on.
     pub fn rewind(&mut self, destination: DestinationId, epoch: u32) {
         if let Some(place) = self.places.get_mut(&destination) {

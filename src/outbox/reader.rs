@@ -273,13 +273,19 @@ impl Reader {
         run.clear();
         run.lane = Some(self.lane);
         self.seen.borrow_and_update();
-        if let Some(read) = self.next_of_sides(max_records, max_bytes, run)? {
-            return Ok(read);
-        }
+        let mut in_order = false;
         loop {
             // Where to read: decided under the lock, read without it.
             let (file, key, epochs, offset, data_end, largest, path, ttl) = {
                 let mut lane = self.lock();
+                if !in_order && lane.may_be_split(self.destination) {
+                    drop(lane);
+                    if let Some(read) = self.next_of_sides(max_records, max_bytes, run)? {
+                        return Ok(read);
+                    }
+                    in_order = true;
+                    continue;
+                }
                 if let Some(key) = self.damaged
                     && let Some(next) = lane.places.get(&self.destination).map(|p| p.cursor.next())
                 {

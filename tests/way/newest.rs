@@ -144,14 +144,9 @@ fn a_secondary_upstream_goes_on_in_the_middle_of_the_backlog_and_hands_the_lane_
     let (first, second) = (Mosquitto::start(), Mosquitto::start());
     let (proxy, other) = (Proxy::to(first.port), Proxy::to(second.port));
     let devices = free_port();
-    let (upstream, listener) = (yaml::cloud(proxy.port), yaml::devices(devices));
+    let (upstream, standby, listener) = (yaml::cloud(proxy.port), yaml::upstream("standby", other.port), yaml::devices(devices));
     let place = Place::new(&format!(
-        r##"{upstream}{listener}apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {{name: standby}}
-spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: "mqtt://127.0.0.1:{}"}}]}}
----
-apiVersion: selvedge/v1alpha1
+        r##"{upstream}{standby}{listener}apiVersion: selvedge/v1alpha1
 kind: Forwarding
 metadata: {{name: up}}
 spec:
@@ -166,8 +161,7 @@ spec:
   upstreams: [{{component: cloud, stall: 2s}}, {{component: standby, role: secondary, failbackAfter: 1s}}]
   modes: {{islandAfter: 1s, normalAfter: 1s}}
   notices: {{topic: ""}}
-"##,
-        other.port
+"##
     ));
     proxy.set(Fault::Refuse);
     let mut sinks = [&first, &second].map(|broker| {

@@ -174,12 +174,6 @@ fn two_upstreams_share_a_route_and_one_that_is_away_gets_its_share_when_it_is_ba
     let (one, two) = (Mosquitto::start(), Mosquitto::start());
     let proxy = Proxy::to(two.port);
     let devices = free_port();
-    let component = |name: &str, port: u16| {
-        format!(
-            "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: {name}}}\n\
-             spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: \"mqtt://127.0.0.1:{port}\"}}]}}\n---\n"
-        )
-    };
     let listener = yaml::devices(devices);
     let place = Place::new(&format!(
         r#"{}{}
@@ -191,8 +185,8 @@ spec:
     - {{from: local, topics: ["sensors/#"], to: [site-a, site-b], deliver: shard}}
     - {{from: local, topics: ["orders/#"], to: [site-a, site-b], deliver: shard, shardBy: "payload:customer"}}
 "#,
-        component("site-a", one.port),
-        component("site-b", proxy.port)
+        yaml::upstream("site-a", one.port),
+        yaml::upstream("site-b", proxy.port)
     ));
     let node = place.start();
     let mut sites = [Client::connect(one.port, "s", true).unwrap(), Client::connect(two.port, "s", true).unwrap()];

@@ -9,6 +9,7 @@ use selvedge_proto::runtime::dapr_client::DaprClient;
 use selvedge_tests::http::{Message, request};
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::mqtt5::{Connect, Properties, Wire};
+use selvedge_tests::proxy::{Fault, Proxy};
 use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 use serde_json::Value;
 
@@ -147,7 +148,8 @@ fn to_survive_only_strict_lanes_and_those_with_a_floor_take_anything_and_every_s
     let node = place.start();
     mode_is(&node, "survive");
     eventually(LONG, "they take nothing after a kill either", || publish(&place, "local", "sensors/app").start == "429");
-    assert!(!escape(&place, &["leave"]).contains("take nothing"));
+    let left = escape(&place, &["leave"]);
+    assert!(!left.contains("take nothing") && left.ends_with("the mode follows the links and the disk\n"), "{left}");
     mode_is(&node, "normal");
     assert_eq!(publish(&place, "local", "sensors/app").start, "204");
     eventually(LONG, "all has left", || node.ledger("upstream/cloud", "queued") == 0);
@@ -185,5 +187,28 @@ fn to_save_lanes_without_protection_stop_growing_by_their_own_policy_and_batches
         let mode = node.status()["mode"].clone();
         mode["batchesLonger"] == false && mode["heldLanes"] == serde_json::json!([])
     });
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_lane_that_fills_in_an_outage_does_what_it_declares_to_its_quota_in_every_mode_that_the_node_finds_itself() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    let (devices, coap) = (free_port(), free_port());
+    let place = place(proxy.port, devices, coap);
+    let node = place.start();
+    mode_is(&node, "normal");
+    proxy.set(Fault::Refuse);
+    let (mut device, _) = Wire::connect(devices, &Connect { id: "five".into(), clean: true, ..Connect::default() });
+    let payload = "x".repeat(8_000);
+    let mut fill = |most: usize| (0..most).take_while(|_| device.publish(0, "sensors/a", &Properties::new(), &payload) == 0).count();
+    assert_eq!(fill(200), 200, "the oldest make room");
+    mode_is(&node, "survive");
+    let mode = node.status()["mode"].clone();
+    assert!(mode["batchesLonger"] == false && mode["heldLanes"] == serde_json::json!([]) && mode["shutLanes"] == serde_json::json!([]), "{mode}");
+    let before = node.ledger("upstream/cloud", "evicted");
+    assert_eq!(fill(100), 100, "they still do");
+    assert!(before > 0 && node.ledger("upstream/cloud", "evicted") > before);
+    assert!(node.ledger("upstream/cloud", "queued") > 60, "most of the quota is in use");
     assert_eq!(node.terminate(), Some(0));
 }

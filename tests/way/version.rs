@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use selvedge_tests::mqtt::Client;
-use selvedge_tests::{Mosquitto, Place, binary, eventually, free_port};
+use selvedge_tests::{Mosquitto, Place, binary, eventually, free_port, yaml};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -25,15 +25,14 @@ fn files(dir: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
 fn a_newer_data_folder_is_left_as_it_is_and_an_older_one_is_brought_forward() {
     let broker = Mosquitto::start();
     let (cloud, devices) = (free_port(), free_port());
-    let yaml = |cloud: u16| {
+    let documents = |cloud: u16| {
         format!(
-            "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: cloud}}\n\
-             spec: {{type: pubsub.mqtt5, version: v1, metadata: [{{name: url, value: \"mqtt://127.0.0.1:{cloud}\"}}]}}\n---\n\
-             apiVersion: selvedge/v1alpha1\nkind: Listener\nmetadata: {{name: devices}}\nspec: {{protocol: mqtt, bind: \"127.0.0.1:{devices}\"}}\n---\n\
-             apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec: {{routes: [{{from: local, topics: [\"s/#\"], to: [cloud]}}]}}\n"
+            "{}{}apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec: {{routes: [{{from: local, topics: [\"s/#\"], to: [cloud]}}]}}\n",
+            yaml::cloud(cloud),
+            yaml::devices(devices)
         )
     };
-    let place = Place::new(&yaml(cloud));
+    let place = Place::new(&documents(cloud));
     let node = place.start();
     let mut device = Client::connect(devices, "d", true).unwrap();
     for n in 0..50 {
@@ -75,7 +74,7 @@ fn a_newer_data_folder_is_left_as_it_is_and_an_older_one_is_brought_forward() {
 
     // Without its file it is a folder from before there were versions.
     std::fs::remove_file(&version).unwrap();
-    place.rewrite(&yaml(broker.port));
+    place.rewrite(&documents(broker.port));
     let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
     cloud.subscribe("#").unwrap();
     let node = place.start();

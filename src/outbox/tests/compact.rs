@@ -98,8 +98,7 @@ impl Store {
 
     /// Appends, stepping the writer while the lane is busy; None when it was refused otherwise.
     fn append(&mut self, topic: &str, payload: &[u8], destinations: &[DestinationId]) -> Option<u64> {
-        let record =
-            NewRecord { source: "local", topic, payload, attributes: Attributes::default(), qos: 1, retain: false, ttl_seconds: None, destinations };
+        let record = NewRecord { topic, ..record(payload, destinations) };
         for _ in 0..10_000 {
             let appended = self.outbox.append(self.lane, &[record]);
             match appended.refused {

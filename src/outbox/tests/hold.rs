@@ -134,17 +134,7 @@ fn a_lane_that_must_be_durable_from_now_on_writes_what_it_held_before_what_comes
 async fn a_record_that_has_to_stand_in_a_file_is_written_at_once() {
     let (outbox, _) = Outbox::open(holding(), Arc::new(SimStorage::default()), Arc::new(crate::time::SystemClock::new())).unwrap();
     let (to, lane) = (outbox.destination("a").unwrap(), outbox.lane("default").unwrap());
-    let record = NewRecord {
-        source: "local",
-        topic: "t",
-        payload: b"refused",
-        attributes: Attributes::default(),
-        qos: 1,
-        retain: false,
-        ttl_seconds: None,
-        destinations: &[to],
-    };
-    let id = outbox.append(lane, &[record]).last;
+    let id = outbox.append(lane, &[record(b"refused", &[to])]).last;
     tokio::time::timeout(Duration::from_secs(1), outbox.written(lane, id.sequence)).await.expect("at once").unwrap();
     let run = outbox.peeker(lane).get(id.sequence).unwrap();
     assert_eq!(run.iter().next().map(|r| r.payload().to_vec()), Some(b"refused".to_vec()));
@@ -172,16 +162,7 @@ fn held_back_records_survive_everything_but_a_kill_and_the_books_balance_through
                         for _ in 0..1 + random.next() % 40 {
                             let (p, both) = (payload(n), [b.to, other]);
                             let destinations = if n.is_multiple_of(3) { &both[..] } else { &both[..1] };
-                            let record = NewRecord {
-                                source: "local",
-                                topic: "t",
-                                payload: &p,
-                                attributes: Attributes::default(),
-                                qos: 1,
-                                retain: false,
-                                ttl_seconds: None,
-                                destinations,
-                            };
+                            let record = record(&p, destinations);
                             assert_eq!(b.outbox.append(b.lane, &[record]).taken, 1);
                             for of_destination in expected.iter_mut().take(destinations.len()) {
                                 of_destination.insert(n);

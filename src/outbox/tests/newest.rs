@@ -448,16 +448,7 @@ fn whatever_happens_every_durable_record_arrives_and_the_books_balance() {
                         for _ in 0..1 + random.next() % 60 {
                             let (p, both) = (payload(n), [b.to, other]);
                             let destinations = if n.is_multiple_of(3) { &both[..] } else { &both[..1] };
-                            let record = NewRecord {
-                                source: "local",
-                                topic: "t",
-                                payload: &p,
-                                attributes: Attributes::default(),
-                                qos: 1,
-                                retain: false,
-                                ttl_seconds: None,
-                                destinations,
-                            };
+                            let record = record(&p, destinations);
                             let appended = b.outbox.append(b.lane, &[record]);
                             if appended.taken == 1 {
                                 m.waiting.push((appended.last.sequence, n));
@@ -577,7 +568,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
     let clean = SimStorage::default();
     let mut b = backlog(&clean).unwrap();
     let filled = clean.operations();
-    workload(&mut b, 10_000, &mut Random(7), &mut BTreeMap::new());
+    super::power::workload(&mut b, 10_000, &mut Random(7), &mut BTreeMap::new());
     let operations = clean.operations();
     assert!(operations > filled + 200, "{operations}");
     for crash_at in (filled + 1..=operations).step_by(11) {
@@ -586,7 +577,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
             storage.crash_at(crash_at);
             let mut ids = BTreeMap::new();
             let mut b = backlog(&storage).unwrap();
-            let (durable, delivered) = workload(&mut b, 10_000, &mut Random(7), &mut ids);
+            let (durable, delivered) = super::power::workload(&mut b, 10_000, &mut Random(7), &mut ids);
             let durable: BTreeSet<u64> = durable.into_iter().chain(0..1_100).collect();
             let mut random = Random(crash_at * 31 + seed);
             let disk = storage.after_power_cut(|| match seed {
@@ -600,7 +591,7 @@ fn nothing_durable_is_lost_whichever_operation_the_power_cut_falls_into() {
             let lost: Vec<_> = durable.iter().filter(|n| !found.contains(n) && !delivered.contains(n)).collect();
             assert!(lost.is_empty(), "cut in operation {crash_at}, seed {seed}: lost {lost:?}");
             assert_eq!(b.row().queued, found.len() as u64, "cut in operation {crash_at}, seed {seed}");
-            workload(&mut b, 20_000, &mut Random(9), &mut ids);
+            super::power::workload(&mut b, 20_000, &mut Random(9), &mut ids);
             b.row();
             reader.rewind();
             drain(&mut b, &mut reader);
@@ -632,16 +623,7 @@ fn quotas_lifetimes_and_lost_memory_leave_books_that_say_what_is_there() {
                         for _ in 0..1 + random.next() % 120 {
                             let (p, both) = (payload(n), [b.to, other]);
                             let destinations = if n.is_multiple_of(3) { &both[..] } else { &both[..1] };
-                            let record = NewRecord {
-                                source: "local",
-                                topic: "t",
-                                payload: &p,
-                                attributes: Attributes::default(),
-                                qos: 1,
-                                retain: false,
-                                ttl_seconds: n.is_multiple_of(50).then_some(5),
-                                destinations,
-                            };
+                            let record = NewRecord { ttl_seconds: n.is_multiple_of(50).then_some(5), ..record(&p, destinations) };
                             b.outbox.append(b.lane, &[record]);
                             n += 1;
                         }

@@ -34,6 +34,8 @@ pub fn escape(flags: &Flags) -> Result<ExitCode, UsageError> {
     };
     Ok(control::print(flags, &question, |answer| match words.first() {
         Some(&"report") => reports(answer),
+        // The mode of this moment may still be the one that was asked for.
+        Some(&"leave") => format!("{}\nno order of an operator holds any more: the mode follows the links and the disk", state(answer)),
         _ => state(answer),
     }))
 }

@@ -72,7 +72,8 @@ pub fn gateway(plan: &Plan, mqtt3: bool) -> String {
     if let Some(broker) = &plan.broker {
         text = upstream(&open(&text, CLOUD), plan, broker, mqtt3);
     }
-    text.replace(FOLDER, &plan.folder).replace(DATA, &plan.data)
+    // Each once: what is filled in for one may be the other.
+    text.replace(DATA, "\0").replace(FOLDER, &plan.folder).replace('\0', &plan.data)
 }
 
 fn bind(address: SocketAddr) -> String {
@@ -97,9 +98,10 @@ fn upstream(text: &str, plan: &Plan, broker: &Broker, mqtt3: bool) -> String {
         ));
     }
     let consumer = plan.named.as_ref().map_or_else(|| CONSUMER.to_owned(), |name| format!("    - {{name: consumerID, value: {}}}", quoted(name)));
+    // First, so that it finds the template's own alone.
+    let text = text.replace(PREFIX, &plan.prefix);
     let text = text.replace(URL, &url).replace(CONSUMER, &consumer).replace(SPEC_END, &end).replace(QUOTA, &format!("quota: {}MiB", plan.quota_mib));
-    let text = if mqtt3 { text.replace(TYPE, "pubsub.mqtt3 ") } else { text };
-    text.replace(PREFIX, &plan.prefix)
+    if mqtt3 { text.replace(TYPE, "pubsub.mqtt3 ") } else { text }
 }
 
 /// `users.yaml`: name and hash of each device.
@@ -119,6 +121,14 @@ pub fn users<'a>(devices: impl IntoIterator<Item = (&'a str, &'a str)>) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_below_the_packages_data_and_data_below_its_folder_stay_what_they_are() {
+        let words = ["init", "/var/lib/selvedge/box", "--data-dir", "/etc/selvedge/data", "--devices", "attic"];
+        let flags = crate::flags::Flags::parse(words.map(str::to_owned)).unwrap();
+        let text = gateway(&super::super::plan::plan(&flags).unwrap(), false);
+        assert!(text.contains("{file: /var/lib/selvedge/box/users.yaml}") && text.contains("/etc/selvedge/data/state.db"), "{text}");
+    }
 
     #[test]
     fn all_that_is_filled_in_stands_in_the_template() {
