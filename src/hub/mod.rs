@@ -418,8 +418,9 @@ impl Hub {
         Ok(())
     }
 
-    /// The mode of the box has changed: routes may be taken now that were not, and the other way round.
+    /// The mode of the box has changed: routes may be taken now that were not, and the other way round; records carry it.
     pub fn set_mode(&self, mode: Mode) {
+        self.shared.outbox.set_mode(mode.number());
         self.change_routing(|routing| routing.set_mode(mode));
     }
 
