@@ -392,8 +392,10 @@ impl Escape {
         let now = self.at.clock.monotonic();
         let disk_short = self.disk_short(now);
         let (mut used, mut quota) = (0u64, 0u64);
+        let lanes = self.at.hub.outbox().status();
+        let lane_fails = lanes.iter().any(|l| l.failure.is_some());
         // The node's own lanes have bounds of their own, and the room of lanes that nothing is in helps no other.
-        for lane in self.at.hub.outbox().status().into_iter().filter(|l| l.disk_bytes > 0 && l.lane != NOTICES && l.lane != QUARANTINE) {
+        for lane in lanes.iter().filter(|l| l.disk_bytes > 0 && l.lane != NOTICES && l.lane != QUARANTINE) {
             used += lane.disk_bytes;
             quota = quota.saturating_add(lane.quota_bytes);
         }
@@ -407,7 +409,7 @@ impl Escape {
                 LinkSight { secondary: u.secondary, state: link.state, behind: link.behind, cause: link.cause }
             })
             .collect();
-        let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short }));
+        let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short, lane_fails }));
         match self.machine.offline_for(now) {
             None => self.books_at_loss = None,
             Some(_) if self.books_at_loss.is_none() => self.books_at_loss = Some(self.books()),

@@ -120,6 +120,13 @@ fn list(status: &Value) -> String {
                 number("quotaBytes") >> 10
             ));
         }
+        if let Some(why) = lane["failure"].as_str() {
+            // A lane that has no file yet has had no line.
+            if number("diskBytes") == 0 {
+                text.push_str(&format!("\nlane {}", lane["name"].as_str().unwrap_or("?")));
+            }
+            text.push_str(&format!("; IT CANNOT BE WRITTEN and takes nothing until it can: {why}"));
+        }
         if number("lockedSegments") > 0 {
             text.push_str(&format!(
                 "; {} of its {} segments are sealed with a key that is not among atRest.keys: they wait for it, and so does what came later",
