@@ -10,6 +10,7 @@ mod consumer;
 mod quarantine;
 mod retained;
 mod routing;
+mod set;
 mod shard;
 mod when;
 
@@ -17,6 +18,7 @@ pub use consumer::{Consumer, LaneRun};
 pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
 pub use routing::{HubRoute, LaneRule, LiveSink, LiveSubscription, RouteRule, Shard};
+pub use set::{MAX_MEMBERS, Set, SetConsumer, SetCounts};
 pub use shard::ShardKey;
 pub use when::{Payload, When};
 
@@ -453,6 +455,13 @@ impl Hub {
     #[must_use]
     pub fn consumer_of(&self, destination: DestinationId, wanted: impl Fn(LaneId) -> bool) -> Consumer {
         Consumer::new(&self.shared.outbox, self.shared.shares.iter().filter(|s| wanted(s.lane)).cloned(), destination)
+    }
+
+    /// Reads what is stored for a destination by several members: what one of them has acknowledged is done. Instead of
+    /// [`consumer`](Self::consumer).
+    #[must_use]
+    pub fn set(&self, destination: DestinationId, members: usize) -> Set {
+        Set::new(self.consumer(destination), members)
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.
