@@ -165,6 +165,7 @@ pub struct NodeStatus {
     clock: Arc<dyn Clock>,
     hub: Option<Hub>,
     upstreams: Vec<ForwarderStatus>,
+    sets: Vec<routes::UpstreamSet>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
     supervisor: Supervisor,
@@ -207,7 +208,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `budgets`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `sets`, `lanes`, `ledger`, `flash`, `budgets`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -226,7 +227,7 @@ impl NodeStatus {
             .collect();
         let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
         let mut status = json!({
-            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "sets": [], "lanes": [], "ledger": [],
             "degraded": self.supervisor.to_json(),
         });
         if let Some(escape) = &self.escape {
@@ -234,6 +235,8 @@ impl NodeStatus {
             status["budgets"] = json!(escape.budgets().iter().map(BudgetView::to_json).collect::<Vec<_>>());
         }
         if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
+            let queued = |set: &routes::UpstreamSet| outbox.ledger_of(set.destination).iter().map(|row| row.queued).sum::<u64>();
+            status["sets"] = self.sets.iter().map(|s| json!({"name": s.name, "members": s.members, "queued": queued(s)})).collect();
             let lanes: Vec<_> = outbox
                 .status()
                 .into_iter()
@@ -306,7 +309,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (supervisor.files_set_aside(), locked)));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes, &components, (supervisor.files_set_aside(), locked)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
@@ -344,6 +347,7 @@ impl Node {
             hub: hub.clone(),
             listeners: listeners.iter().filter_map(|l| Some((l.name().to_owned(), l.reload()?))).collect(),
             forwarders: routes.forwarders.iter().map(|f| (f.status().upstream().to_owned(), f.control())).collect(),
+            sets: routes.sets.iter().map(|s| s.name.clone()).collect(),
             spaces: components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect(),
             pubsubs: components.pubsub.keys().cloned().collect(),
             routes: routes.table.take(),
@@ -361,6 +365,7 @@ impl Node {
             clock: self.host.clock.clone(),
             hub: self.hub.clone(),
             upstreams: self.routes.forwarders.iter().map(Forwarder::status).collect(),
+            sets: self.routes.sets.clone(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|l| (l.name().to_owned(), l.address())).collect(),
             supervisor: self.supervisor.clone(),
@@ -516,14 +521,15 @@ fn escape(
     config: &NodeConfig,
     host: &Host,
     hub: &Hub,
-    forwarders: &[Forwarder],
+    routes: &routes::Routes,
     components: &Components,
     (set_aside, locked): (Vec<PathBuf>, Vec<Locked>),
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let standby = routes::secondary(config);
     let modes = policy.map(|p| p.modes).unwrap_or_default();
-    let upstreams = forwarders
+    let upstreams: Vec<escape::Watched> = routes
+        .forwarders
         .iter()
         .map(|f| {
             let status = f.status();
@@ -536,6 +542,9 @@ fn escape(
             }
         })
         .collect();
+    let place = |name: &String| upstreams.iter().position(|u| u.status.upstream() == name);
+    let set = |s: &routes::UpstreamSet| escape::WatchedSet { destination: s.destination, members: s.members.iter().filter_map(place).collect() };
+    let sets = routes.sets.iter().map(set).collect();
     let node = hub.outbox().node().to_owned();
     let surroundings = escape::Surroundings {
         notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
@@ -547,6 +556,7 @@ fn escape(
         storage: host.storage.clone(),
         clock: host.clock.clone(),
         upstreams,
+        sets,
         modes,
         policy: policy.cloned(),
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),
