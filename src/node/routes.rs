@@ -51,6 +51,7 @@ struct RouteLabel {
 pub(super) struct RouteMetrics {
     undecided: Family<RouteLabel, Counter>,
     dropped: Family<RouteLabel, Counter>,
+    own: Family<RouteLabel, Counter>,
 }
 
 impl RouteMetrics {
@@ -59,6 +60,7 @@ impl RouteMetrics {
         metrics.register(|r| {
             r.register("selvedge_route_undecided", "Messages for which a route's condition could not be decided", all.undecided.clone());
             r.register("selvedge_route_dropped", "Messages that a route on the box could never put into its target", all.dropped.clone());
+            r.register("selvedge_route_own", "Messages that came back from an upstream to which the node had sent them itself", all.own.clone());
         });
         all
     }
@@ -75,6 +77,11 @@ impl RouteMetrics {
         When::parse(&route.when, self.undecided.get_or_create(&Self::label(route)).clone()).map(Some)
     }
 
+    /// Counts what comes back.
+    pub(super) fn own(&self, route: &RouteSpec) -> Counter {
+        self.own.get_or_create(&Self::label(route)).clone()
+    }
+
     /// Counts what a route on the box drops.
     pub(super) fn dropped(&self, route: &RouteSpec) -> Counter {
         self.dropped.get_or_create(&Self::label(route)).clone()
@@ -85,8 +92,8 @@ impl RouteMetrics {
 pub(super) struct RouteTable {
     hub: Hub,
     counts: RouteMetrics,
-    /// Sets too, by their names.
     upstreams: BTreeMap<String, DestinationId>,
+    sets: Vec<UpstreamSet>,
     spaces: BTreeSet<String>,
     inbound: watch::Sender<Vec<Inward>>,
     local: watch::Sender<Vec<Inside>>,
@@ -106,7 +113,7 @@ impl RouteTable {
                 Deliver::Both => (upstreams.map(|(_, id)| id).collect(), None),
                 Deliver::Shard(key) => (SmallVec::new(), Some(Shard { key: key.clone(), members: upstreams.collect() })),
                 Deliver::FirstAck => {
-                    let set = route.set().and_then(|name| self.upstreams.get(&name).copied());
+                    let set = route.set().and_then(|name| self.sets.iter().find(|s| s.name == name)).map(|s| s.destination);
                     (SmallVec::from_iter([set.ok_or_else(|| fail(&"there is no such set"))?]), None)
                 }
             };
@@ -124,7 +131,7 @@ impl RouteTable {
         }
         self.hub.set_routes(&routes).map_err(|e| e.to_string())?;
         self.local.send_replace(inside);
-        self.inbound.send_replace(inward(resources, &self.spaces));
+        self.inbound.send_replace(inward(resources, &self.spaces, &self.upstreams, &self.sets));
         Ok(())
     }
 
@@ -141,9 +148,20 @@ impl RouteTable {
 }
 
 /// The routes that lead in, by the pub/sub of the box that they lead to.
-fn inward(resources: &Resources, spaces: &BTreeSet<String>) -> Vec<Inward> {
-    let all = resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| !spaces.contains(&r.from));
-    all.flat_map(|r| r.to.iter().filter(|t| spaces.contains(*t)).map(|t| (r.clone(), t.clone())).collect::<Vec<_>>()).collect()
+fn inward(resources: &Resources, spaces: &BTreeSet<String>, upstreams: &BTreeMap<String, DestinationId>, sets: &[UpstreamSet]) -> Vec<Inward> {
+    let routes = || resources.forwardings.iter().flat_map(|f| &f.routes);
+    let each = routes().filter(|r| !spaces.contains(&r.from));
+    let each = each.flat_map(|route| route.to.iter().filter(|to| spaces.contains(*to)).map(move |to| (route, to)));
+    each.map(|(route, to)| {
+        let sets = sets.iter().filter(|s| s.members.contains(&route.from)).map(|s| s.destination);
+        Inward {
+            route: route.clone(),
+            to: to.clone(),
+            origins: upstreams.get(&route.from).copied().into_iter().chain(sets).collect(),
+            back: routes().filter(|r| r.from == *to && r.to.contains(&route.from)).cloned().collect(),
+        }
+    })
+    .collect()
 }
 
 /// The routes that lead to an upstream, or to a set by its name. To a set that none leads to any more: those that lead to its members, whose
@@ -243,10 +261,10 @@ pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, tables: &Arc<d
     let metrics = ForwardMetrics::register(&host.metrics);
     let (inbound, inbound_wanted) = watch::channel(Vec::new());
     let (local, local_wanted) = watch::channel(Vec::new());
-    let upstreams = drafts.iter().map(|(f, _)| (f.name.clone(), f.destination)).chain(sets.iter().map(|s| (s.name.clone(), s.destination))).collect();
-    let table = RouteTable { hub: hub.clone(), counts: counts.clone(), upstreams, spaces, inbound, local };
+    let upstreams = drafts.iter().map(|(f, _)| (f.name.clone(), f.destination)).collect();
+    let table = RouteTable { hub: hub.clone(), counts: counts.clone(), upstreams, sets: sets.clone(), spaces, inbound, local };
     table.apply(&config.resources).map_err(NodeError::Route)?;
-    if let Some((route, _)) = table.inbound.borrow().iter().find(|(route, _)| !components.pubsub.contains_key(&route.from)) {
+    if let Some(Inward { route, .. }) = table.inbound.borrow().iter().find(|way| !components.pubsub.contains_key(&way.route.from)) {
         return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
     }
     table.forget_others();

@@ -44,7 +44,7 @@ impl Reader {
                 return true;
             }
             place.cursor.finish(record.sequence, End::Expired);
-            let one = Loss::one(record.sequence, record.accepted_at);
+            let one = Loss::one(record.sequence, record.accepted.at);
             expired = Some(expired.map_or(one, |mut all| {
                 all.merge(one);
                 all
