@@ -157,6 +157,15 @@ impl std::fmt::Debug for Node {
     }
 }
 
+/// Records that wait for an upstream that there is not: it was taken away or has another name now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The destination in the books, `upstream/NAME`.
+    pub destination: String,
+    /// Records that wait, over all lanes.
+    pub queued: u64,
+}
+
 /// A cheap handle to what the node is doing.
 #[derive(Clone)]
 pub struct NodeStatus {
@@ -190,6 +199,37 @@ impl NodeStatus {
         self.upstreams.iter().find(|u| u.snapshot().upstream == upstream).map(ForwarderStatus::is_behind)
     }
 
+    /// What waits for upstreams that there are not, by destination.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<Orphan> {
+        let Some(hub) = &self.hub else { return Vec::new() };
+        let served: BTreeSet<String> =
+            self.upstreams.iter().map(ForwarderStatus::upstream).chain(self.sets.iter().map(|s| s.name.as_str())).map(upstream_destination).collect();
+        let mut waits: BTreeMap<String, u64> = BTreeMap::new();
+        for row in
+            hub.outbox().ledger().into_iter().filter(|r| r.queued > 0 && r.destination.starts_with(UPSTREAM) && !served.contains(&r.destination))
+        {
+            *waits.entry(row.destination).or_default() += row.queued;
+        }
+        waits.into_iter().map(|(destination, queued)| Orphan { destination, queued }).collect()
+    }
+
+    /// Drops what waits for an upstream that there is not; its lines leave the books. Gives the number of records.
+    ///
+    /// # Errors
+    /// When there is no such [`Orphan`], or that cannot be noted.
+    pub fn drop_orphan(&self, destination: &str) -> Result<u64, String> {
+        let orphans = self.orphans();
+        let Some((hub, orphan)) = self.hub.as_ref().zip(orphans.iter().find(|o| o.destination == destination)) else {
+            let known: Vec<&str> = orphans.iter().map(|o| o.destination.as_str()).collect();
+            let accepted = if known.is_empty() { "nothing: every upstream with records that wait is there".to_owned() } else { known.join(", ") };
+            return Err(format!("found {destination:?}; accepted is {accepted}"));
+        };
+        hub.destination(destination).and_then(|id| hub.forget(id)).map_err(|e| e.to_string())?;
+        tracing::warn!(destination, records = orphan.queued, "an operator drops what waited for an upstream that is not there");
+        Ok(orphan.queued)
+    }
+
     /// The exchange; none on a node without a store.
     #[must_use]
     pub fn hub(&self) -> Option<&Hub> {
@@ -208,7 +248,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `sets`, `lanes`, `ledger`, `flash`, `budgets`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `sets`, `lanes`, `ledger`, `orphans`, `flash`, `budgets`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -261,6 +301,7 @@ impl NodeStatus {
             let written = outbox.write_counts();
             status["lanes"] = json!(lanes);
             status["ledger"] = json!(ledger);
+            status["orphans"] = json!(self.orphans().iter().map(|o| json!({"destination": o.destination, "queued": o.queued})).collect::<Vec<_>>());
             status["flash"] = json!({
                 "bytesWritten": written.bytes, "flashBytes": written.flash_bytes, "syncs": written.syncs, "failedSyncs": written.failed_syncs,
             });
@@ -271,6 +312,8 @@ impl NodeStatus {
     }
 }
 
+/// Destinations of upstreams begin so.
+const UPSTREAM: &str = "upstream/";
 /// What the store is called among the parts of the node.
 const STORE: &str = "store";
 /// Primaries that a secondary may stand in for.
@@ -279,7 +322,7 @@ const MAX_PRIMARIES: usize = 31;
 /// Name of an upstream's destination in the store.
 #[must_use]
 pub fn upstream_destination(component: &str) -> String {
-    format!("upstream/{component}")
+    format!("{UPSTREAM}{component}")
 }
 
 impl Node {
@@ -353,7 +396,15 @@ impl Node {
             routes: routes.table.take(),
             escape: escape.as_ref().map(|(_, handle)| handle.clone()),
         });
-        Ok(Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, supervisor, started })
+        let this = Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, supervisor, started };
+        for orphan in this.status().orphans() {
+            tracing::warn!(
+                destination = orphan.destination,
+                records = orphan.queued,
+                "records wait for an upstream that there is not: give a component that name again, or drop them with `selvedge queue drop`"
+            );
+        }
+        Ok(this)
     }
 
     /// The handle to what the node is doing.
