@@ -25,6 +25,8 @@ pub const MOST_REFUSED_BYTES: usize = 1 << 20;
 /// Records of a lane that may be read after one that was refused, before that one waits no longer: all of them stand in the cursor's memory
 /// and in its file. As many as one link may have answered behind an unanswered one.
 pub const MOST_BEHIND: u64 = 4_096;
+/// Letters of a peer's reason that are kept.
+const REASON: usize = 256;
 /// Records given out at once as those that nobody takes.
 const UNWANTED_AT_ONCE: usize = 64;
 /// Places among what is kept: strict lanes, and the others.
@@ -236,23 +238,16 @@ impl Shared {
     fn refuse(&mut self, member: usize, lane: LaneId, sequence: u64, reason: &str) {
         let Some((side, at, place)) = self.find((lane, sequence)) else { return };
         let (bytes, read) = (self.kept[side][at].run.bytes_of(place), self.read_of(lane));
+        let reason: String = reason.chars().take(REASON).collect();
         self.look = true;
         match self.refused.get_mut(&(lane, sequence)) {
             Some(refused) => {
                 refused.by |= 1 << member;
-                reason.clone_into(&mut refused.reason);
+                refused.reason = reason;
             }
             None => {
                 self.last_number += 1;
-                let refused = Refused {
-                    by: 1 << member,
-                    reason: reason.to_owned(),
-                    bytes,
-                    side,
-                    number: self.last_number,
-                    read_at: Some(read),
-                    taken_by: None,
-                };
+                let refused = Refused { by: 1 << member, reason, bytes, side, number: self.last_number, read_at: Some(read), taken_by: None };
                 self.refused_bytes += bytes;
                 self.refused.insert((lane, sequence), refused);
             }

@@ -335,6 +335,34 @@ fn a_set_that_no_route_leads_to_any_more_empties_and_a_new_one_waits_for_the_nex
 }
 
 #[test]
+fn what_a_site_sends_to_the_box_does_not_go_back_to_its_set() {
+    let (one, two) = (Mosquitto::start(), Mosquitto::start());
+    let devices = free_port();
+    let way_in = r#"to: [site-b, site-a], deliver: first-ack}, {from: site-a, topics: ["box/sensors/#"], stripPrefix: "box/", to: [local]"#;
+    let place = Place::new(&document([one.port, two.port], devices, way_in));
+    let mut clients = sinks([&one, &two]);
+    let node = place.start();
+    eventually(LONG, "both links are up", || links(&node) == ["up", "up"]);
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.subscribe("sensors/#").unwrap();
+    let mut n = 0;
+    eventually(LONG, "what the site sends comes to the box", || {
+        n += 1;
+        clients[0].publish("box/sensors/a", n.to_string().as_bytes()).unwrap();
+        device.receive(Duration::from_millis(200)).unwrap().is_some()
+    });
+    assert_eq!(node.ledger(SET, "accepted"), 0, "the site has it, and one is enough");
+    publish(&mut device, 100..101);
+    eventually(LONG, "what the box has to say goes to both", || node.ledger(SET, "delivered") == 1);
+    let mut at_two = Site::default();
+    while !at_two.all().contains(&100) {
+        assert!(at_two.take(&mut clients[1], LONG));
+    }
+    assert_eq!(at_two.all(), BTreeSet::from([100]));
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
 fn check_names_routes_whose_ends_cannot_be_a_set_and_says_what_a_set_means() {
     let text = |routes: &str, secondary: &str| {
         let upstreams = ["site-a", "site-b", "site-c"].map(|name| yaml::upstream(name, 1883)).concat();
