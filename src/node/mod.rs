@@ -174,6 +174,7 @@ pub struct NodeStatus {
     clock: Arc<dyn Clock>,
     hub: Option<Hub>,
     upstreams: Vec<ForwarderStatus>,
+    sets: Vec<routes::UpstreamSet>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
     supervisor: Supervisor,
@@ -202,7 +203,8 @@ impl NodeStatus {
     #[must_use]
     pub fn orphans(&self) -> Vec<Orphan> {
         let Some(hub) = &self.hub else { return Vec::new() };
-        let served: BTreeSet<String> = self.upstreams.iter().map(|u| upstream_destination(u.upstream())).collect();
+        let served: BTreeSet<String> =
+            self.upstreams.iter().map(ForwarderStatus::upstream).chain(self.sets.iter().map(|s| s.name.as_str())).map(upstream_destination).collect();
         let mut waits: BTreeMap<String, u64> = BTreeMap::new();
         for row in
             hub.outbox().ledger().into_iter().filter(|r| r.queued > 0 && r.destination.starts_with(UPSTREAM) && !served.contains(&r.destination))
@@ -246,7 +248,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `orphans`, `flash`, `budgets`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `sets`, `lanes`, `ledger`, `orphans`, `flash`, `budgets`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -265,7 +267,7 @@ impl NodeStatus {
             .collect();
         let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
         let mut status = json!({
-            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "sets": [], "lanes": [], "ledger": [],
             "degraded": self.supervisor.to_json(),
         });
         if let Some(escape) = &self.escape {
@@ -273,6 +275,8 @@ impl NodeStatus {
             status["budgets"] = json!(escape.budgets().iter().map(BudgetView::to_json).collect::<Vec<_>>());
         }
         if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
+            let queued = |set: &routes::UpstreamSet| outbox.ledger_of(set.destination).iter().map(|row| row.queued).sum::<u64>();
+            status["sets"] = self.sets.iter().map(|s| json!({"name": s.name, "members": s.members, "queued": queued(s)})).collect();
             let lanes: Vec<_> = outbox
                 .status()
                 .into_iter()
@@ -348,7 +352,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (supervisor.files_set_aside(), locked)));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes, &components, (supervisor.files_set_aside(), locked)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
@@ -386,6 +390,7 @@ impl Node {
             hub: hub.clone(),
             listeners: listeners.iter().filter_map(|l| Some((l.name().to_owned(), l.reload()?))).collect(),
             forwarders: routes.forwarders.iter().map(|f| (f.status().upstream().to_owned(), f.control())).collect(),
+            sets: routes.sets.iter().map(|s| s.name.clone()).collect(),
             spaces: components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect(),
             pubsubs: components.pubsub.keys().cloned().collect(),
             routes: routes.table.take(),
@@ -411,6 +416,7 @@ impl Node {
             clock: self.host.clock.clone(),
             hub: self.hub.clone(),
             upstreams: self.routes.forwarders.iter().map(Forwarder::status).collect(),
+            sets: self.routes.sets.clone(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|l| (l.name().to_owned(), l.address())).collect(),
             supervisor: self.supervisor.clone(),
@@ -566,14 +572,15 @@ fn escape(
     config: &NodeConfig,
     host: &Host,
     hub: &Hub,
-    forwarders: &[Forwarder],
+    routes: &routes::Routes,
     components: &Components,
     (set_aside, locked): (Vec<PathBuf>, Vec<Locked>),
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let standby = routes::secondary(config);
     let modes = policy.map(|p| p.modes).unwrap_or_default();
-    let upstreams = forwarders
+    let upstreams: Vec<escape::Watched> = routes
+        .forwarders
         .iter()
         .map(|f| {
             let status = f.status();
@@ -586,6 +593,9 @@ fn escape(
             }
         })
         .collect();
+    let place = |name: &String| upstreams.iter().position(|u| u.status.upstream() == name);
+    let set = |s: &routes::UpstreamSet| escape::WatchedSet { destination: s.destination, members: s.members.iter().filter_map(place).collect() };
+    let sets = routes.sets.iter().map(set).collect();
     let node = hub.outbox().node().to_owned();
     let surroundings = escape::Surroundings {
         notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
@@ -597,6 +607,7 @@ fn escape(
         storage: host.storage.clone(),
         clock: host.clock.clone(),
         upstreams,
+        sets,
         modes,
         policy: policy.cloned(),
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),

@@ -143,6 +143,11 @@ fn list(status: &Value) -> String {
             text.push_str(&format!(" ({}); `selvedge doctor` says what to do", why.join(": ")));
         }
     }
+    for set in status["sets"].as_array().into_iter().flatten() {
+        let members: Vec<&str> = set["members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let name = set["name"].as_str().unwrap_or_default();
+        text.push_str(&format!("\nset {name}: done when the first of {} has it; {} wait", members.join(", "), set["queued"]));
+    }
     for orphan in status["orphans"].as_array().into_iter().flatten() {
         let (destination, queued) = (orphan["destination"].as_str().unwrap_or("?"), &orphan["queued"]);
         text.push_str(&format!(
