@@ -62,6 +62,17 @@ impl Outage {
         Self { number, started: started.0, causes: Vec::new(), latest: BTreeMap::new(), modes: Vec::new(), not_listed: 0, restarts: 0, books }
     }
 
+    /// It is one, and not a moment without links: which one, and since when.
+    pub fn confirm(&mut self, number: u64, started: Timestamp) {
+        (self.number, self.started) = (number, started.0);
+    }
+
+    /// All causes so far are listed.
+    #[must_use]
+    pub fn lists_all(&self) -> bool {
+        self.not_listed == 0
+    }
+
     /// Which one it is.
     #[must_use]
     pub fn number(&self) -> u64 {

@@ -121,6 +121,8 @@ struct Kept {
     mode_since: u64,
     outages: u64,
     outage: Option<Outage>,
+    /// When this was saved, on the store's clock: how long an outage has lasted counts on from there.
+    saved_at: u64,
     reports: VecDeque<Value>,
     told: Told,
     /// Files that were set aside when the store was opened, still to be told.
@@ -166,8 +168,8 @@ pub(super) struct Escape {
     saved_at: Monotonic,
     ranges: Ranges,
     told_at: Option<Monotonic>,
-    /// The books when the last link was lost: an outage is known to be one only some seconds later.
-    books_at_loss: Option<Vec<LedgerRow>>,
+    /// Since the last link was lost, with the books of then: an outage is known to be one only some seconds later.
+    maybe_outage: Option<Outage>,
     disk: Option<(Monotonic, bool)>,
     meters: Meters,
     budgets: Budgets,
@@ -196,6 +198,11 @@ impl Escape {
         };
         if let Some(outage) = &mut kept.outage {
             outage.restarted();
+            // Whatever ended the node, and however long it was away: nobody has seen a link since then.
+            if let Some(lasted) = kept.mode.as_mut().and_then(|m| m.offline_ms.as_mut()).filter(|_| kept.saved_at > 0) {
+                let since = at.hub.outbox().now().since(Timestamp(kept.saved_at));
+                *lasted = lasted.saturating_add(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+            }
         }
         let room = DAMAGED.saturating_sub(kept.damaged.len());
         kept.damaged.extend(at.set_aside.iter().take(room).map(|p| p.display().to_string()));
@@ -217,7 +224,7 @@ impl Escape {
             saved_at: now,
             ranges: Ranges::default(),
             told_at: None,
-            books_at_loss: None,
+            maybe_outage: None,
             disk: None,
             meters,
             budgets,
@@ -234,8 +241,9 @@ impl Escape {
     pub(super) async fn run(mut self, mut watch: Watch, mut stop: Fut<'static, ()>) {
         let mut told = false;
         let mut since_defect = None::<Monotonic>;
-        if !self.kept.damaged.is_empty() {
-            // The next start does not find them damaged any more: an alarm that was not sent by then must be kept.
+        if !self.kept.damaged.is_empty() || self.kept.outage.is_some() {
+            // The next start does not find files damaged any more, so an alarm that was not sent by then must be kept; and a start in the middle
+            // of an outage is one that its report counts.
             self.save().await;
         }
         loop {
@@ -303,7 +311,7 @@ impl Escape {
         }
         let now = self.at.clock.monotonic();
         self.machine = ModeMachine::new(self.at.modes, self.kept.mode, now);
-        (self.told_at, self.books_at_loss) = (None, None);
+        (self.told_at, self.maybe_outage) = (None, None);
         self.meters.show(self.machine.mode());
         self.refresh_view();
         self.order_links();
@@ -432,18 +440,20 @@ impl Escape {
             .collect();
         let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short, lane_fails }));
         match self.machine.offline_for(now) {
-            None => self.books_at_loss = None,
-            Some(_) if self.books_at_loss.is_none() => self.books_at_loss = Some(self.books()),
+            None => self.maybe_outage = None,
+            Some(_) if self.maybe_outage.is_none() && self.kept.outage.is_none() => {
+                self.maybe_outage = Some(Outage::began(0, Timestamp::default(), &self.books()));
+            }
             Some(_) => {}
         }
+        let new_cause = self.note_causes();
         self.act(actions).await;
-        self.note_causes();
         self.look_at_budgets().await;
         self.bound_store(false);
         let told = self.tell_losses(now).await;
         self.order_links();
         self.refresh_view();
-        if told || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
+        if told || new_cause || (self.machine.in_outage() && now.since(self.saved_at) >= SAVE) {
             self.save().await;
         }
     }
@@ -467,15 +477,18 @@ impl Escape {
         }
     }
 
-    /// What keeps the links down, for the report.
-    fn note_causes(&mut self) {
-        let Some(outage) = &mut self.kept.outage else { return };
+    /// What keeps the links down, for the report. Says whether an outage has a new one that its report lists.
+    fn note_causes(&mut self) -> bool {
+        let known = self.kept.outage.is_some();
+        let Some(outage) = self.kept.outage.as_mut().or(self.maybe_outage.as_mut()) else { return false };
+        let mut new = false;
         for upstream in &self.at.upstreams {
             let link = upstream.status.snapshot();
             if let Some(cause) = link.cause {
-                outage.cause(self.at.clock.now(), &link.upstream, cause, &link.detail);
+                new |= outage.cause(self.at.clock.now(), &link.upstream, cause, &link.detail);
             }
         }
+        known && new && outage.lists_all()
     }
 
     fn refresh_view(&mut self) {
@@ -506,8 +519,8 @@ impl Escape {
                     let started = Timestamp(wall.0.saturating_sub(u64::try_from(now.since(since).as_millis()).unwrap_or(0)));
                     self.kept.outages += 1;
                     self.meters.outages.inc();
-                    let books = self.books_at_loss.clone().unwrap_or_else(|| self.books());
-                    let mut outage = Outage::began(self.kept.outages, started, &books);
+                    let mut outage = self.maybe_outage.take().unwrap_or_else(|| Outage::began(0, started, &self.books()));
+                    outage.confirm(self.kept.outages, started);
                     outage.mode(wall, self.machine.mode());
                     self.kept.outage = Some(outage);
                 }
@@ -696,7 +709,7 @@ impl Escape {
     async fn save(&mut self) {
         let now = self.at.clock.monotonic();
         self.saved_at = now;
-        self.kept.mode = Some(self.machine.saved(now));
+        (self.kept.mode, self.kept.saved_at) = (Some(self.machine.saved(now)), self.at.hub.outbox().now().0);
         let path = self.at.dir.join("escape.json");
         let saved = match serde_json::to_vec_pretty(&self.kept) {
             Ok(bytes) => {

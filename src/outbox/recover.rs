@@ -201,6 +201,15 @@ fn orphan(name: &str) -> LaneConfig {
     LaneConfig { quota_bytes: 1 << 40, ..LaneConfig::new(name) }
 }
 
+/// Seconds since 1970 above which a clock names no epoch (the year 2097): a counter must have room left.
+const LATEST_EPOCH: u64 = 0xF000_0000;
+
+/// The epoch after this one: the second in which it begins, as far as the clock knows it, so that a folder that was put back from a copy
+/// gives no id twice; one more than before at least.
+fn next_epoch(previous: u32, now: Timestamp) -> u32 {
+    previous.saturating_add(1).max(u32::try_from((now.0 / 1_000).min(LATEST_EPOCH)).unwrap_or(u32::MAX))
+}
+
 pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn Clock) -> Result<Recovered, OutboxError> {
     let dir = &config.dir;
     // Before anything is touched. What cannot be understood is damage, and looked at below.
@@ -248,7 +257,7 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     }
     manifest.version = VERSION;
     manifest.node.clone_from(&config.node);
-    manifest.epoch = manifest.epoch.saturating_add(1);
+    manifest.epoch = next_epoch(manifest.epoch, clock.now());
     let path = dir.join(MANIFEST);
     storage.replace(&path, &files::encode(&manifest), true).map_err(|e| directory("cannot write", &path, &e))?;
     for lane in &mut lanes {
@@ -481,4 +490,19 @@ fn recover_lane(
     lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
     lane.places = places;
     Ok(lane)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_later_than_the_one_before_whatever_the_clock_says_and_another_one_in_each_life_of_a_copy() {
+        let at = |seconds: u64| Timestamp(seconds * 1_000 + 999);
+        assert_eq!(next_epoch(2, at(1_764_081_234)), 1_764_081_234);
+        assert_ne!(next_epoch(2, at(1_764_081_234)), next_epoch(2, at(1_764_081_235)));
+        for (previous, clock) in [(2, 0), (1_764_081_234, 0), (1_764_081_234, 1_764_081_234), (4_026_531_840, u64::MAX / 2_000)] {
+            assert_eq!(next_epoch(previous, at(clock)), previous + 1);
+        }
+    }
 }

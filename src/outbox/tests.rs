@@ -129,7 +129,7 @@ fn a_record_is_readable_at_once_and_durable_only_after_its_sync() {
     let storage = SimStorage::default();
     let (mut b, _) = open(config(Durability::Batched(Duration::from_millis(20)), 64 << 20, WhenFull::Reject), &storage);
     let id = b.append(1).last;
-    assert_eq!(b.outbox.record_id_text(id), "n1/1/default/1");
+    assert_eq!(b.outbox.record_id_text(id), "n1/1000/default/1", "the second of the opening");
     let mut reader = b.outbox.reader(b.to, b.lane);
     assert_eq!(b.read(&mut reader), [(1, 1)]);
     assert!(b.outbox.write_counts().bytes == 0 && !b.outbox.is_durable(b.lane, 1), "not even written");
@@ -226,11 +226,14 @@ fn acknowledged_records_do_not_come_back_and_the_rest_does_over_a_restart() {
     let acked: Vec<u64> = all.iter().map(|(s, _)| *s).filter(|s| *s <= 400 || *s % 2 == 0).collect();
     reader.acknowledge(&acked);
     assert_eq!(b.row().delivered, acked.len() as u64);
+    let first_epoch = b.outbox.shared.epoch;
     b.writer.step(true);
     drop((reader, b));
 
     let (b, recovery) = open(fsync(), &storage);
-    assert_eq!(b.outbox.record_id_text(RecordId { lane: b.lane, epoch: b.outbox.shared.epoch, sequence: 1 }), "n1/2/default/1", "a new epoch");
+    let epoch = b.outbox.shared.epoch;
+    assert!(epoch > first_epoch, "a new epoch");
+    assert_eq!(b.outbox.record_id_text(RecordId { lane: b.lane, epoch, sequence: 1 }), format!("n1/{epoch}/default/1"));
     assert!(recovery.scanned_records < 400, "only the last segment is read: {recovery:?}");
     let mut reader = b.outbox.reader(b.to, b.lane);
     let rest: Vec<u64> = b.read(&mut reader).iter().map(|(s, _)| *s).collect();

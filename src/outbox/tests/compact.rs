@@ -408,7 +408,7 @@ fn no_operation_that_a_power_cut_falls_into_counts_a_record_twice_or_not_at_all(
                 let topic = format!("t/{}", n % 6);
                 let to = s.to.clone();
                 let sequence = s.append(&topic, &payload(n as f64), &to).unwrap();
-                model.records.insert(sequence, (topic, n as f64, to, 1));
+                model.records.insert(sequence, (topic, n as f64, to, s.outbox.shared.epoch));
                 model.durable.insert(sequence);
                 if n.is_multiple_of(20) {
                     let active = s.outbox.shared.lanes[0].lock().wants_compaction(64 << 10);
