@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::mapping::Mapping;
 use crate::component::Fut;
 use crate::hub::{Consumer, LaneRun};
-use crate::outbox::{DEFAULT_LIVE_SHARE, LaneId, OutboxError};
+use crate::outbox::{DEFAULT_LIVE_SHARE, Flow, LaneId, OutboxError, Unpassed};
 use crate::resource::RouteSpec;
 
 /// The source and the lane that a record came from.
@@ -54,7 +54,20 @@ impl Feed {
         source.open = open;
         if open {
             source.consumer.rewind();
+        } else {
+            let closing = Flow::Closing(Unpassed::Link);
+            source.consumer.flow(&closing, &closing);
         }
+    }
+
+    /// How the peer takes records of lanes that store nothing, from the sources that are open: of strict lanes, and of the others.
+    pub(super) fn flow(&mut self, strict: &Flow, others: &Flow) {
+        self.sources.iter_mut().filter(|s| s.open).for_each(|s| s.consumer.flow(strict, others));
+    }
+
+    /// Whether the record came from a lane that stores nothing: there is nothing to set aside.
+    pub(super) fn passes(&self, origin: Origin) -> bool {
+        self.sources[usize::from(origin.source)].consumer.passes(origin.lane)
     }
 
     /// Gives back what a source that is closed has handed out.

@@ -14,6 +14,7 @@ mod escape;
 mod init;
 mod newcomer;
 mod newest;
+mod passthrough;
 mod queue;
 mod reload;
 mod routes;

@@ -47,6 +47,13 @@ impl Forwarder {
                 continue;
             }
             let lane = origin.lane;
+            if self.feed.passes(origin) {
+                // Nothing was accepted, so nothing is set aside: its sender is refused.
+                self.feed.reject(origin, sequence, &reason);
+                self.metrics.refused.inc();
+                self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             if Some(lane) == self.notices {
                 // Some brokers close the connection on each record that they do not allow: one is enough.
                 self.notices_refused = true;

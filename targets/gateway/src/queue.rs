@@ -116,6 +116,13 @@ fn list(status: &Value) -> String {
                 number("quotaBytes") >> 10
             ));
         }
+        if lane["passthrough"] == true {
+            text.push_str(&format!(
+                "\nlane {}: stores nothing (passthrough); {} records are on their way",
+                lane["name"].as_str().unwrap_or("?"),
+                number("passing")
+            ));
+        }
         if number("lockedSegments") > 0 {
             text.push_str(&format!(
                 "; {} of its {} segments are sealed with a key that is not among atRest.keys: they wait for it, and so does what came later",
