@@ -22,7 +22,7 @@ const FORGET: Duration = Duration::from_secs(600);
 /// Relapses that count: the longest doubt is twelve times `settle`.
 const RELAPSES: u32 = 4;
 
-/// What the box is up to. The order is that of the metric: 0 is normal, higher is worse.
+/// What the box is up to. The order is that of the metric: 0 is normal, higher is worse. The numbers stand in files ([`Mode::number`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -64,6 +64,18 @@ impl Mode {
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|m| m.as_str() == word)
+    }
+
+    /// The number that stored records carry, from 1. It stands in files, so that of a mode never changes.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self as u8 + 1
+    }
+
+    /// The mode of this number; none for 0 and for numbers of later versions.
+    #[must_use]
+    pub fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.number() == number)
     }
 
     /// The box works alone.

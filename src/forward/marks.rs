@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::escape::Mode;
 use crate::outbox::{LaneId, Outbox, Record};
 use crate::time::Timestamp;
 
@@ -11,6 +12,8 @@ pub(super) const ID: &str = "selvedge-id";
 pub(super) const TIME: &str = "selvedge-time";
 /// Milliseconds between acceptance and this sending; only on records that waited for the link.
 pub(super) const DELAY_MS: &str = "selvedge-delay-ms";
+/// The mode that the box was in at acceptance; only on records that waited for the link.
+pub(super) const MODE: &str = "selvedge-mode";
 
 /// Writes marks into buffers that are used again from record to record.
 #[derive(Debug, Default)]
@@ -25,19 +28,24 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// The marks of a record; `delayed` adds the delay until `now` on the store's clock. At most three.
-    pub(super) fn of<'a>(&'a mut self, outbox: &Outbox, record: &Record<'_>, now: Timestamp, delayed: bool) -> ([(&'a str, &'a str); 3], usize) {
+    /// The marks of a record; `delayed` adds the delay until `now` on the store's clock and the mode at acceptance. At most four.
+    pub(super) fn of<'a>(&'a mut self, outbox: &Outbox, record: &Record<'_>, now: Timestamp, delayed: bool) -> ([(&'a str, &'a str); 4], usize) {
         self.write_id(outbox, record);
         self.write_time(outbox.accepted_at(record));
+        let mut mode = "";
         let count = if delayed {
             self.delay.clear();
             // Writing into a String does not fail.
             let _ = write!(self.delay, "{}", now.since(record.accepted_at()).as_millis());
-            3
+            // Records of older versions have none.
+            Mode::numbered(record.mode()).map_or(3, |m| {
+                mode = m.as_str();
+                4
+            })
         } else {
             2
         };
-        ([(ID, &self.id), (TIME, &self.time), (DELAY_MS, &self.delay)], count)
+        ([(ID, &self.id), (TIME, &self.time), (DELAY_MS, &self.delay), (MODE, mode)], count)
     }
 
     /// Ids of one lane differ in their last part only; the part before is made once.

@@ -235,6 +235,10 @@ impl Hub {
     /// Accepts a batch for one pub/sub, in order. Live subscribers have each taken message when this returns; the sender may be
     /// answered once the receipt has [settled](Self::settled). A message that no durable destination wants is not stored.
     pub fn accept(&self, pubsub: &str, batch: &[Inbound<'_>]) -> Accepted {
+        self.accept_but(pubsub, batch, None)
+    }
+
+    fn accept_but(&self, pubsub: &str, batch: &[Inbound<'_>], origin: Option<DestinationId>) -> Accepted {
         let mut done = Accepted { taken: 0, receipt: Receipt::default(), last: None, refused: None };
         let mut routes: SmallVec<[Arc<Route>; 64]> = SmallVec::with_capacity(batch.len());
         for message in batch {
@@ -242,7 +246,7 @@ impl Hub {
                 done.refused = Some(AcceptError::Topic { topic: message.topic.chars().take(256).collect(), source });
                 break; // those before it are taken below
             }
-            routes.push(self.route(pubsub, message.topic).decide(message));
+            routes.push(self.route(pubsub, message.topic).decide(message).without(origin));
         }
         // Neighbours that go to the same lane are one append.
         let mut start = 0;
@@ -348,7 +352,15 @@ impl Hub {
     /// # Errors
     /// Why it was refused, or why it is not safe.
     pub async fn accept_one(&self, pubsub: &str, message: &Inbound<'_>) -> Result<Option<RecordId>, AcceptError> {
-        let accepted = self.accept(pubsub, std::slice::from_ref(message));
+        self.carry_in(pubsub, message, None).await
+    }
+
+    /// As [`accept_one`](Self::accept_one), for a message that an upstream has sent: it goes to everyone but that upstream.
+    ///
+    /// # Errors
+    /// Why it was refused, or why it is not safe.
+    pub async fn carry_in(&self, pubsub: &str, message: &Inbound<'_>, origin: Option<DestinationId>) -> Result<Option<RecordId>, AcceptError> {
+        let accepted = self.accept_but(pubsub, std::slice::from_ref(message), origin);
         if let Some(refused) = accepted.refused {
             return Err(refused);
         }
@@ -461,8 +473,9 @@ impl Hub {
         Ok(())
     }
 
-    /// The mode of the box has changed: routes may be taken now that were not, and the other way round.
+    /// The mode of the box has changed: routes may be taken now that were not, and the other way round; records carry it.
     pub fn set_mode(&self, mode: Mode) {
+        self.shared.outbox.set_mode(mode.number());
         self.change_routing(|routing| routing.set_mode(mode));
     }
 

@@ -20,7 +20,7 @@ use crate::time::Timestamp;
 /// Longest id, in bytes. A message with a longer one is carried like one without.
 const LONGEST_ID: usize = 256;
 /// User property of MQTT 5 that names a message.
-const ID_PROPERTY: &str = "selvedge-id";
+pub(super) const ID_PROPERTY: &str = "selvedge-id";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabel {

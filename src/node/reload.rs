@@ -94,22 +94,25 @@ fn lanes(resources: &Resources) -> impl Iterator<Item = &LaneSpec> {
     resources.forwardings.iter().flat_map(|f| &f.lanes)
 }
 
-/// Lanes stay the ones that there are, with the values that are wanted; routes and drains are the wanted ones.
+/// Lanes stay the ones that there are, with the values that are wanted; drains are the wanted ones. So are routes, all of them or none: when
+/// one has to wait for a restart, one that is not wanted any more may be what it replaces, and messages would find no way meanwhile.
 fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) -> Result<Vec<ForwardingSpec>, Vec<String>> {
     if running.forwardings.is_empty() != wanted.forwardings.is_empty() {
         return Ok(running.forwardings.clone());
     }
-    let mut errors = Vec::new();
+    let (mut errors, mut wait) = (Vec::new(), false);
+    for route in wanted.forwardings.iter().flat_map(|f| &f.routes) {
+        match served(route, wanted, can) {
+            Served::Now => {}
+            Served::AfterRestart => wait = true,
+            Served::Never(why) => errors.push(why),
+        }
+    }
     let mut next = wanted.forwardings.clone();
     for forwarding in &mut next {
-        forwarding.routes.retain(|route| match served(route, wanted, can) {
-            Served::Now => true,
-            Served::AfterRestart => false,
-            Served::Never(why) => {
-                errors.push(why);
-                false
-            }
-        });
+        if wait {
+            forwarding.routes.clear();
+        }
         forwarding.lanes.retain_mut(|lane| match lanes(running).find(|l| l.name == lane.name) {
             Some(there) => {
                 lane.strict = there.strict;
@@ -126,11 +129,11 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
         });
     }
     for old in &running.forwardings {
-        for lane in old.lanes.iter().filter(|lane| lanes(wanted).all(|l| l.name != lane.name)) {
-            let at = next.iter().position(|f| f.name == old.name).unwrap_or(0);
-            if let Some(forwarding) = next.get_mut(at) {
-                forwarding.lanes.push(lane.clone());
-            }
+        let at = next.iter().position(|f| f.name == old.name).unwrap_or(0);
+        let Some(forwarding) = next.get_mut(at) else { continue };
+        forwarding.lanes.extend(old.lanes.iter().filter(|lane| lanes(wanted).all(|l| l.name != lane.name)).cloned());
+        if wait {
+            forwarding.routes.extend(old.routes.iter().cloned());
         }
     }
     if errors.is_empty() { Ok(next) } else { Err(errors) }
@@ -438,7 +441,14 @@ mod tests {
         wanted.components.push(crate::resource::ComponentSpec { name: "next".into(), ..wanted.components[0].clone() });
         let Plan { next, outcome } = plan(&base(), &wanted, &can()).ok().unwrap();
         assert!(lanes(&next).all(|l| l.ttl == Some(Duration::from_secs(3_600))));
-        assert_eq!(outcome.restart, ["component next is new", "routes: 1 new, 0 gone"]);
-        assert_eq!(outcome.live, ["routes: 0 new, 1 gone"]);
+        assert_eq!(outcome.restart, ["component next is new", "routes: 1 new, 1 gone"]);
+        assert_eq!((outcome.live, &next.forwardings[0].routes), (Vec::<String>::new(), &base().forwardings[0].routes), "messages still find a way");
+        // One that waits keeps all others as they are.
+        let there = base().forwardings[0].routes[0].clone();
+        wanted.forwardings[0].routes.push(there);
+        let Plan { next, outcome } = plan(&base(), &wanted, &can()).ok().unwrap();
+        assert_eq!((next.forwardings.len(), &next.forwardings[0].routes), (1, &base().forwardings[0].routes));
+        assert_eq!(outcome.live, Vec::<String>::new());
+        assert!(outcome.restart.contains(&"routes: 1 new, 0 gone".to_owned()), "{:?}", outcome.restart);
     }
 }

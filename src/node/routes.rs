@@ -41,6 +41,7 @@ struct RouteLabel {
 pub(super) struct RouteMetrics {
     undecided: Family<RouteLabel, Counter>,
     dropped: Family<RouteLabel, Counter>,
+    own: Family<RouteLabel, Counter>,
 }
 
 impl RouteMetrics {
@@ -49,6 +50,7 @@ impl RouteMetrics {
         metrics.register(|r| {
             r.register("selvedge_route_undecided", "Messages for which a route's condition could not be decided", all.undecided.clone());
             r.register("selvedge_route_dropped", "Messages that a route on the box could never put into its target", all.dropped.clone());
+            r.register("selvedge_route_own", "Messages that came back from an upstream to which the node had sent them itself", all.own.clone());
         });
         all
     }
@@ -63,6 +65,11 @@ impl RouteMetrics {
             return Ok(None);
         }
         When::parse(&route.when, self.undecided.get_or_create(&Self::label(route)).clone()).map(Some)
+    }
+
+    /// Counts what comes back.
+    pub(super) fn own(&self, route: &RouteSpec) -> Counter {
+        self.own.get_or_create(&Self::label(route)).clone()
     }
 
     /// Counts what a route on the box drops.
@@ -109,7 +116,7 @@ impl RouteTable {
         }
         self.hub.set_routes(&routes).map_err(|e| e.to_string())?;
         self.local.send_replace(inside);
-        self.inbound.send_replace(inward(resources, &self.spaces));
+        self.inbound.send_replace(inward(resources, &self.spaces, &self.upstreams));
         Ok(())
     }
 
@@ -126,9 +133,16 @@ impl RouteTable {
 }
 
 /// The routes that lead in, by the pub/sub of the box that they lead to.
-fn inward(resources: &Resources, spaces: &BTreeSet<String>) -> Vec<Inward> {
+fn inward(resources: &Resources, spaces: &BTreeSet<String>, upstreams: &BTreeMap<String, DestinationId>) -> Vec<Inward> {
     let all = resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| !spaces.contains(&r.from));
-    all.flat_map(|r| r.to.iter().filter(|t| spaces.contains(*t)).map(|t| (r.clone(), t.clone())).collect::<Vec<_>>()).collect()
+    let each = all.flat_map(|route| route.to.iter().filter(|to| spaces.contains(*to)).map(move |to| (route, to)));
+    each.map(|(route, to)| Inward {
+        route: route.clone(),
+        to: to.clone(),
+        origin: upstreams.get(&route.from).copied(),
+        back: routes_towards(resources, &route.from).into_iter().filter(|r| r.from == *to).collect(),
+    })
+    .collect()
 }
 
 /// The routes that lead to an upstream.
@@ -197,7 +211,7 @@ pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, tables: &Arc<d
     let upstreams = drafts.iter().map(|(f, _)| (f.name.clone(), f.destination)).collect();
     let table = RouteTable { hub: hub.clone(), counts: counts.clone(), upstreams, spaces, inbound, local };
     table.apply(&config.resources).map_err(NodeError::Route)?;
-    if let Some((route, _)) = table.inbound.borrow().iter().find(|(route, _)| !components.pubsub.contains_key(&route.from)) {
+    if let Some(Inward { route, .. }) = table.inbound.borrow().iter().find(|way| !components.pubsub.contains_key(&way.route.from)) {
         return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
     }
     table.forget_others();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::outbox::storage::Storage;
 
 /// The version that this binary writes. It grows when an older binary would misread what a newer one wrote, and only then.
-pub const STORE_VERSION: u32 = 2;
+pub const STORE_VERSION: u32 = 3;
 /// The version that folders without a version file have.
 const UNVERSIONED: u32 = 0;
 const FILE: &str = "store-version";
@@ -73,7 +73,8 @@ pub fn bring_forward(storage: &dyn Storage, dir: &Path, from: Option<u32>) -> io
     match from {
         Some(STORE_VERSION) => return Ok(()),
         // Version 1 is the first with a version file. From version 2 on cursors may say what is finished out of order (ADR 0012), without which
-        // counts are misread, and segments may be sealed (ADR 0010). Nothing that is there has to be changed.
+        // counts are misread, and segments may be sealed (ADR 0010). From version 3 on the mode of the box stands above a record's time (ADR 0001).
+        // Nothing that is there has to be changed.
         Some(from) => tracing::info!(from, to = STORE_VERSION, path = %dir.display(), "the data directory is brought to a newer version"),
         None => {}
     }

@@ -25,6 +25,27 @@ const FLAG_AGGREGATE: u8 = 1 << 5;
 const FLAG_SEALED: u8 = 1 << 6;
 /// Where the flags stand in a body: behind sequence and time.
 const FLAGS_AT: usize = 16;
+/// Low bits of the field of a record's time that are the time; those above are the number of the mode that the box was in (ADR 0001).
+const TIME_BITS: u32 = 56;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// When a record was accepted, and in which mode of the box: what the store itself adds to a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub at: Timestamp,
+    /// As [`Outbox::set_mode`](super::Outbox::set_mode) was told; 0 for none.
+    pub mode: u8,
+}
+
+impl Accepted {
+    fn encode(self) -> u64 {
+        self.at.0.min(TIME_MASK) | u64::from(self.mode) << TIME_BITS
+    }
+
+    fn decode(field: u64) -> Self {
+        Self { at: Timestamp(field & TIME_MASK), mode: (field >> TIME_BITS) as u8 }
+    }
+}
 
 const SECTION_COMPACTED: u8 = 1;
 const SECTION_SEALED: u8 = 2;
@@ -338,16 +359,16 @@ pub(crate) fn record_bytes(record: &NewRecord<'_>) -> usize {
 }
 
 /// Appends one record to `out`.
-pub(crate) fn encode_record(out: &mut Vec<u8>, sequence: u64, accepted_at: Timestamp, record: &NewRecord<'_>) {
-    encode_rewritten(out, sequence, accepted_at, record, false);
+pub(crate) fn encode_record(out: &mut Vec<u8>, sequence: u64, accepted: Accepted, record: &NewRecord<'_>) {
+    encode_rewritten(out, sequence, accepted, record, false);
 }
 
 /// Appends a record that compaction has written anew, an aggregate of others or one with fewer destinations.
-pub(crate) fn encode_rewritten(out: &mut Vec<u8>, sequence: u64, accepted_at: Timestamp, record: &NewRecord<'_>, aggregate: bool) {
+pub(crate) fn encode_rewritten(out: &mut Vec<u8>, sequence: u64, accepted: Accepted, record: &NewRecord<'_>, aggregate: bool) {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_BYTES]);
     out.extend_from_slice(&sequence.to_le_bytes());
-    out.extend_from_slice(&accepted_at.0.to_le_bytes());
+    out.extend_from_slice(&accepted.encode().to_le_bytes());
     let a = &record.attributes;
     let plain = *a == Attributes::default();
     let flags = (record.qos & 3)
@@ -388,7 +409,7 @@ pub(crate) fn encode_rewritten(out: &mut Vec<u8>, sequence: u64, accepted_at: Ti
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RawRecord<'a> {
     pub sequence: u64,
-    pub accepted_at: Timestamp,
+    pub accepted: Accepted,
     pub qos: u8,
     pub retain: bool,
     /// It stands for several that were downsampled.
@@ -448,7 +469,7 @@ pub(crate) fn decode_record(bytes: &[u8], max: usize) -> Result<(RawRecord<'_>, 
 /// A record from its body, whose checksum has been checked.
 pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
     let mut fields = Fields(body);
-    let (sequence, accepted_at, flags) = (fields.u64()?, Timestamp(fields.u64()?), fields.u8()?);
+    let (sequence, accepted, flags) = (fields.u64()?, Accepted::decode(fields.u64()?), fields.u8()?);
     let ttl_seconds = if flags & FLAG_TTL != 0 { Some(fields.u32()?) } else { None };
     let count = fields.u16()?;
     let destinations = fields.take(2 * usize::from(count))?;
@@ -462,7 +483,7 @@ pub(crate) fn decode_body(body: &[u8]) -> Result<RawRecord<'_>, Broken> {
     }
     Ok(RawRecord {
         sequence,
-        accepted_at,
+        accepted,
         qos: flags & 3,
         retain: flags & FLAG_RETAIN != 0,
         aggregate: flags & FLAG_AGGREGATE != 0,
@@ -512,16 +533,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(payload in proptest::collection::vec(any::<u8>(), 0..300), k in ".{0,20}", v in ".{0,20}") {
+        fn what_is_encoded_is_decoded(payload in proptest::collection::vec(any::<u8>(), 0..300), k in ".{0,20}", v in ".{0,20}", mode: u8, at in 0..=TIME_MASK) {
+            let accepted = Accepted { at: Timestamp(at), mode };
             let user = [(k.as_str(), v.as_str())];
             let destinations = [DestinationId(3), DestinationId(700)];
             let record = sample(&payload, &user, &destinations);
             let mut out = Vec::new();
-            encode_record(&mut out, 42, Timestamp(7), &record);
+            encode_record(&mut out, 42, accepted, &record);
             prop_assert!(out.len() <= record_bytes(&record));
             let (back, length) = decode_record(&out, 1 << 20).unwrap();
             prop_assert_eq!(length, out.len());
-            prop_assert_eq!((back.sequence, back.accepted_at, back.qos, back.retain, back.ttl_seconds), (42, Timestamp(7), 2, true, Some(9)));
+            prop_assert_eq!((back.sequence, back.accepted, back.qos, back.retain, back.ttl_seconds), (42, accepted, 2, true, Some(9)));
             prop_assert_eq!((back.source, back.topic, back.payload), ("local", "sensors/a", payload.as_slice()));
             prop_assert_eq!(back.destinations().collect::<Vec<_>>(), destinations.to_vec());
             back.with_attributes(|a| assert_eq!(a, record.attributes));
@@ -532,7 +554,7 @@ mod tests {
             let _ = decode_record(&bytes, 1 << 16);
             let _ = decode_header(&bytes);
             let mut valid = Vec::new();
-            encode_record(&mut valid, 1, Timestamp(2), &sample(&bytes, &[], &[]));
+            encode_record(&mut valid, 1, Accepted { at: Timestamp(2), mode: 3 }, &sample(&bytes, &[], &[]));
             let at = at % valid.len();
             valid[at] ^= 1 << bit;
             prop_assert!(decode_record(&valid, 1 << 16).is_err());

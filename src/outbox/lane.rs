@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::codec::{self, AcceptedBefore, Compacted};
+use super::codec::{self, Accepted, AcceptedBefore, Compacted};
 use super::cursor::{Cursor, End};
 use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
@@ -121,6 +121,8 @@ pub(crate) struct Lane {
     pub middle_due: bool,
     pub places: BTreeMap<DestinationId, Place>,
     pub next_sequence: u64,
+    /// The last sequence since the store was opened whose record was not dropped at once; 0 for none.
+    pub last_stored: u64,
     /// One past the last sequence that can be read from a file, or that nobody needs to read any more.
     pub written: u64,
     /// One past the last sequence whose place in a file is final: a sync that fails moves what is behind it.
@@ -142,6 +144,8 @@ pub(crate) struct Lane {
     /// A reader has come to records that are in the writer's hand; it waits for them to be written.
     pub reader_waits: bool,
     pub failure: Option<String>,
+    /// The mode that the box is in, by the number that records carry.
+    pub mode: u8,
     pub corrupt_records: u64,
     pub accepted_bytes: u64,
     /// What bounds it beside its quota.
@@ -172,6 +176,7 @@ impl Lane {
             middle_due: false,
             places: BTreeMap::new(),
             next_sequence: 1,
+            last_stored: 0,
             written: 1,
             settled: 1,
             written_accepted: BTreeMap::new(),
@@ -185,6 +190,7 @@ impl Lane {
             in_hand: 0,
             reader_waits: false,
             failure: None,
+            mode: 0,
             corrupt_records: 0,
             accepted_bytes: 0,
             bound: Bound::Quota,
@@ -229,11 +235,6 @@ impl Lane {
     /// Whether cursors tell of records that never stood in a file.
     pub fn knows_more(&self) -> bool {
         self.places.values().any(|p| p.cursor.low() > self.filed || p.cursor.finished_in(self.filed, u64::MAX) > 0)
-    }
-
-    /// Whether senders wait for no disk.
-    pub fn answers_at_once(&self) -> bool {
-        self.config.durability == Durability::Memory
     }
 
     /// Whether records wait in memory in the hope that they need not be written.
@@ -343,7 +344,8 @@ impl Lane {
             self.pending_since = now;
             self.pending_before = self.accepted();
         }
-        codec::encode_record(&mut self.pending, sequence, now, record);
+        self.last_stored = sequence;
+        codec::encode_record(&mut self.pending, sequence, Accepted { at: now, mode: self.mode }, record);
         for d in record.destinations {
             self.places.entry(*d).or_default().accepted += 1;
         }
@@ -436,6 +438,11 @@ impl Lane {
     /// Whether the writer must be told of what was just appended; `idle`: nothing waited before.
     pub fn wakes_writer(&self, idle: bool) -> bool {
         !self.holds() || idle || self.pending.len() > hold::PIECE_BYTES
+    }
+
+    /// What the sender of a record waits for: the record itself, or when it was dropped at once the last one that was stored before it.
+    pub fn awaited(&self, sequence: u64) -> u64 {
+        sequence.min(self.last_stored)
     }
 
     /// Bytes that wait for the writer.

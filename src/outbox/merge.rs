@@ -86,7 +86,7 @@ impl Plan {
     fn key(&self, output: usize, record: &RawRecord<'_>, destinations: &[DestinationId], shape: &str) -> u128 {
         let window = match self.merge {
             Merge::Latest => 0,
-            Merge::Window { seconds, .. } => record.accepted_at.0 / (u64::from(seconds) * 1000),
+            Merge::Window { seconds, .. } => record.accepted.at.0 / (u64::from(seconds) * 1000),
         };
         // Of windows each output has its own groups: one that is done must not wait for what another one gathers.
         let output = if self.merge == Merge::Latest { 0 } else { output };
@@ -147,7 +147,7 @@ impl Plan {
         let key = self.key(output, record, destinations, &numbers.shape);
         let Some(group) = self.groups.get_mut(&key).filter(|g| g.count > 1 && !g.keep) else { return Fate::Stays };
         let (count, from) = record.with_attributes(|a| {
-            let (count, from) = aggregate::stands_for(a.user, record.aggregate, || told(record.accepted_at));
+            let (count, from) = aggregate::stands_for(a.user, record.aggregate, || told(record.accepted.at));
             (count, from.into_owned())
         });
         match self.open.get_mut(&key) {

@@ -528,7 +528,11 @@ impl Outbox {
     #[must_use]
     pub fn is_durable(&self, lane: LaneId, sequence: u64) -> bool {
         let cell = self.cell(lane);
-        cell.progress.borrow().durable > sequence || cell.lock().answers_at_once()
+        if cell.progress.borrow().durable > sequence {
+            return true;
+        }
+        let state = cell.lock();
+        state.config.durability == Durability::Memory || cell.progress.borrow().durable > state.awaited(sequence)
     }
 
     /// Resolves when the record is as durable as the lane declares. Cancel-safe.
@@ -537,9 +541,9 @@ impl Outbox {
     /// When the lane cannot be written or the store was closed first: the record may be lost, its sender must not be answered.
     pub fn durable(&self, lane: LaneId, sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
         let cell = self.cell(lane);
-        let (name, memory) = {
+        let (name, memory, sequence) = {
             let state = cell.lock();
-            (state.config.name.clone(), state.answers_at_once())
+            (state.config.name.clone(), state.config.durability == Durability::Memory, state.awaited(sequence))
         };
         let mut progress = cell.progress.subscribe();
         async move {
@@ -561,10 +565,11 @@ impl Outbox {
     /// When the lane cannot be written or the store was closed first.
     pub fn written(&self, lane: LaneId, sequence: u64) -> impl Future<Output = Result<(), OutboxError>> + Send + 'static {
         let cell = self.cell(lane);
-        let name = {
+        let (name, sequence) = {
             let mut lane = cell.lock();
+            let sequence = lane.awaited(sequence);
             lane.hold.spill(sequence);
-            lane.config.name.clone()
+            (lane.config.name.clone(), sequence)
         };
         self.shared.signal.raise(true);
         let (mut written, mut progress) = (cell.written.subscribe(), cell.progress.subscribe());
@@ -625,6 +630,13 @@ impl Outbox {
             lane.places.contains_key(&destination).then(|| row(&lane, destination, &name))
         };
         self.shared.lanes.iter().filter_map(of).collect()
+    }
+
+    /// The box is in another mode: records that are accepted from now on carry this number. The store does not know what it means.
+    pub fn set_mode(&self, number: u8) {
+        for cell in &self.shared.lanes {
+            cell.lock().mode = number;
+        }
     }
 
     /// From now on the losses of this destination are noted for [`take_losses`](Self::take_losses).

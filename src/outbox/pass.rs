@@ -1,6 +1,6 @@
 //! Passing records on without storing them: what `passthrough` lanes do instead of appending (decision record 0018).
 
-use super::codec;
+use super::codec::{self, Accepted};
 use super::lane::Lane;
 use super::passing::{Flow, Passing, Ticket, Unpassed};
 use super::reader::Run;
@@ -90,9 +90,10 @@ impl Outbox {
         if record.destinations.iter().any(|d| state.queued(*d) > 0) {
             return Err(state.not_passed(Unpassed::Behind));
         }
+        let accepted = Accepted { at: accepted_at, mode: state.mode };
         let frame = |sequence| {
             let mut frame = Vec::with_capacity(bytes as usize);
-            codec::encode_record(&mut frame, sequence, accepted_at, record);
+            codec::encode_record(&mut frame, sequence, accepted, record);
             frame
         };
         let added = state.passing.as_mut().map(|p| p.add(record.destinations, record.payload.len(), quota, now, frame));

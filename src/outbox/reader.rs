@@ -126,12 +126,12 @@ impl Run {
             }
             if sequence >= cursor.next_in(piece) {
                 if record.destinations().any(|d| d == destination) {
-                    let age = now.since(record.accepted_at);
+                    let age = now.since(record.accepted.at);
                     let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
                     if cursor.hand_out_in(piece, sequence) {
                         if over {
                             cursor.finish(sequence, End::Expired);
-                            let one = Loss::one(sequence, record.accepted_at);
+                            let one = Loss::one(sequence, record.accepted.at);
                             expired = Some(expired.map_or(one, |mut all| {
                                 all.merge(one);
                                 all
@@ -172,7 +172,7 @@ impl Run {
     fn open(&mut self, cursor: &mut Cursor, at: usize, length: usize) {
         let frame = &mut self.buffer[at..at + length];
         // What opens a record may leave nothing of it.
-        let one = codec::decode_record(frame, length).map(|(record, _)| Loss::one(record.sequence, record.accepted_at));
+        let one = codec::decode_record(frame, length).map(|(record, _)| Loss::one(record.sequence, record.accepted.at));
         match (self.cover.open(frame), one) {
             (Ok(plain), _) => self.bodies.push(((at + codec::FRAME_BYTES) as u32, (at + plain) as u32)),
             (Err(_), Ok(one)) => {
@@ -200,7 +200,13 @@ impl<'a> Record<'a> {
     /// When the node accepted it.
     #[must_use]
     pub fn accepted_at(&self) -> Timestamp {
-        self.raw.accepted_at
+        self.raw.accepted.at
+    }
+
+    /// The number of the mode that the box was in then, as [`Outbox::set_mode`](super::Outbox::set_mode) was told; 0 when it was told none.
+    #[must_use]
+    pub fn mode(&self) -> u8 {
+        self.raw.accepted.mode
     }
 
     /// Pub/sub that it was published to.
@@ -236,7 +242,7 @@ impl<'a> Record<'a> {
     /// Seconds it has left at `now`; none when it does not expire.
     #[must_use]
     pub fn remaining_seconds(&self, now: Timestamp) -> Option<u32> {
-        self.raw.ttl_seconds.map(|ttl| ttl.saturating_sub(u32::try_from(now.since(self.raw.accepted_at).as_secs()).unwrap_or(u32::MAX)))
+        self.raw.ttl_seconds.map(|ttl| ttl.saturating_sub(u32::try_from(now.since(self.raw.accepted.at).as_secs()).unwrap_or(u32::MAX)))
     }
 
     /// Calls `f` with its properties.

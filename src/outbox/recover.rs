@@ -161,7 +161,7 @@ fn scan(file: &dyn StoredFile, start: u64, end: u64, first: u64, largest: usize)
                     let lost = (record.sequence - next).min(std::mem::take(&mut held));
                     next = record.sequence + 1;
                     records += 1;
-                    latest = latest.max(record.accepted_at);
+                    latest = latest.max(record.accepted.at);
                     for d in record.destinations() {
                         *counts.entry(d).or_default() += 1 + lost;
                     }

@@ -297,6 +297,7 @@ fn quota_policies() {
             refused += u64::from(matches!(appended.refused, Some(OutboxError::Full { .. })));
             b.writer.step(false);
             assert!(b.outbox.status()[0].disk_bytes <= 1 << 20);
+            assert!(appended.taken == 0 || b.outbox.is_durable(b.lane, appended.last.sequence), "{policy:?}: the sender of {n} is answered");
         }
         let row = b.row();
         assert_eq!(row.accepted + refused, 10_000, "{policy:?}");
@@ -315,6 +316,19 @@ fn quota_policies() {
         let (again, _) = open(config(Durability::Fsync, 1 << 20, policy), &storage);
         assert_eq!(again.row(), row, "{policy:?}");
     }
+}
+
+#[test]
+fn the_sender_of_a_record_that_is_dropped_at_once_waits_for_those_before_it_and_for_nothing_else() {
+    let storage = SimStorage::default();
+    let (mut b, _) = open(config(Durability::Fsync, 1 << 20, WhenFull::DropNewest), &storage);
+    // They wait for the writer, so the last ones find no room.
+    let last = (0..10_000).fold(0, |_, n| b.append(n).last.sequence);
+    assert!(b.row().evicted > 0 && !b.outbox.is_durable(b.lane, last));
+    b.writer.step(false);
+    assert!(b.outbox.is_durable(b.lane, last));
+    let dropped = b.append(0).last.sequence;
+    assert!(dropped > last && b.outbox.is_durable(b.lane, dropped), "nothing has to be written for it");
 }
 
 #[test]

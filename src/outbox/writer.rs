@@ -320,10 +320,7 @@ impl Writer {
             let mut lane = cell.lock();
             let writer = &self.lanes[at];
             let durable = writer.unsynced.front().or(writer.stuck.front()).map_or(lane.written, |c| c.first);
-            // Sequences that were dropped at once have nothing to wait for.
-            let idle = writer.unsynced.is_empty() && writer.stuck.is_empty() && lane.is_idle();
             lane.settled = lane.settled.max(durable);
-            let durable = if idle { lane.next_sequence } else { durable };
             let reader_waits = std::mem::take(&mut lane.reader_waits);
             (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false }, reader_waits)
         };

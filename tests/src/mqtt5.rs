@@ -100,6 +100,8 @@ pub struct Publish {
     pub subscriptions: Vec<u32>,
     /// Message expiry in seconds.
     pub expiry: Option<u32>,
+    /// User properties.
+    pub user: Vec<(String, String)>,
 }
 
 /// A connection over any stream.
@@ -313,7 +315,7 @@ fn taken_apart(packet: &Packet) -> Publish {
     at += if qos > 0 { 2 } else { 0 };
     let (length, head) = read_variable(&body[at..]).unwrap();
     let (mut p, payload) = (&body[at + head..at + head + length], &body[at + head + length..]);
-    let (mut subscriptions, mut expiry) = (Vec::new(), None);
+    let (mut subscriptions, mut expiry, mut user) = (Vec::new(), None, Vec::new());
     while let Some(kind) = p.first() {
         let size = match kind {
             0x0B => {
@@ -329,7 +331,9 @@ fn taken_apart(packet: &Packet) -> Publish {
             0x23 => 2,
             0x26 => {
                 let name = 2 + usize::from(u16::from_be_bytes([p[1], p[2]]));
-                name + 2 + usize::from(u16::from_be_bytes([p[1 + name], p[2 + name]]))
+                let size = name + 2 + usize::from(u16::from_be_bytes([p[1 + name], p[2 + name]]));
+                user.push((String::from_utf8_lossy(&p[3..1 + name]).into_owned(), String::from_utf8_lossy(&p[3 + name..1 + size]).into_owned()));
+                size
             }
             _ => 2 + usize::from(u16::from_be_bytes([p[1], p[2]])),
         };
@@ -344,5 +348,6 @@ fn taken_apart(packet: &Packet) -> Publish {
         dup: packet.first & 8 == 8,
         subscriptions,
         expiry,
+        user,
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use selvedge_tests::http::request;
 use selvedge_tests::mqtt::Client;
+use selvedge_tests::mqtt5::{Connect, Properties, Wire};
 use selvedge_tests::proxy::{Fault, Proxy};
 use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 use serde_json::Value;
@@ -116,6 +117,43 @@ fn an_outage_is_seen_by_all_and_reported_before_the_backlog_even_over_a_kill() {
     let (_, said) = escape(&place, &["report"]);
     assert!(!said.contains("goes on") && said.contains("mode island"), "{said}");
     eventually(LONG, "all has left", || node.ledger("upstream/cloud", "queued") == 0);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_record_that_waited_says_in_which_mode_it_was_taken_even_over_a_kill() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    let devices = free_port();
+    let place = place(proxy.port, devices);
+    let node = place.start();
+    mode_is(&node, "normal");
+    let connect = Connect { id: "cloud".into(), clean: true, ..Connect::default() };
+    let (mut cloud, _) = Wire::connect(broker.port, &connect);
+    assert!(cloud.subscribe("sensors/#", 1, &Properties::new()) < 0x80);
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.publish("sensors/a", b"at once").unwrap();
+    let came = |cloud: &mut Wire| {
+        let message = cloud.message();
+        cloud.acknowledge(message.id);
+        let mode = message.user.iter().find(|(name, _)| name == "selvedge-mode").map(|(_, mode)| mode.clone());
+        (message.payload, mode)
+    };
+    assert_eq!(came(&mut cloud), ("at once".into(), None), "what did not wait says nothing of it");
+
+    proxy.set(Fault::Refuse);
+    mode_is(&node, "island");
+    device.publish("sensors/a", b"alone").unwrap();
+    node.kill();
+    let node = place.start();
+    mode_is(&node, "island");
+    assert!(escape(&place, &["pin", "conserve", "--for", "1h"]).0);
+    mode_is(&node, "conserve");
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.publish("sensors/a", b"sparing").unwrap();
+    proxy.set(Fault::None);
+    assert_eq!(came(&mut cloud), ("alone".into(), Some("island".into())));
+    assert_eq!(came(&mut cloud), ("sparing".into(), Some("conserve".into())));
     assert_eq!(node.terminate(), Some(0));
 }
 

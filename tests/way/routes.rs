@@ -228,3 +228,66 @@ spec:
     union.dedup();
     assert_eq!(union.len(), 400, "together they have everything");
 }
+
+/// Payloads of a topic in the order in which they come, up to the last one.
+fn until_last(client: &mut Client, last: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.last().is_none_or(|p| p != last) {
+        all.push(next(client, "both/").1);
+    }
+    all
+}
+
+#[test]
+fn routes_in_both_directions_over_the_same_topics_give_nothing_back_to_where_it_came_from() {
+    let broker = Mosquitto::start();
+    let devices = free_port();
+    let (upstream, listener) = (yaml::cloud(broker.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes:
+    - {{from: local, topics: ["#"], to: [cloud], prefix: "site/"}}
+    - {{from: cloud, topics: ["site/both/#"], to: [local], stripPrefix: "site/"}}
+"##
+    ));
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.subscribe("both/#").unwrap();
+    let mut cloud = Client::connect(broker.port, "c", true).unwrap();
+    cloud.subscribe("site/both/#").unwrap();
+    // Subscribed, when something of the cloud's comes through.
+    eventually(LONG, "the route leads in", || {
+        cloud.publish("site/both/first", b"begin").unwrap();
+        device.receive(Duration::from_millis(100)).unwrap().is_some()
+    });
+    for n in 0..20 {
+        device.publish("both/up", format!("up {n}").as_bytes()).unwrap();
+        cloud.publish("site/both/down", format!("down {n}").as_bytes()).unwrap();
+    }
+    // Behind these nothing of the others can come any more.
+    eventually(LONG, "all has left", || node.ledger("upstream/cloud", "queued") == 0);
+    cloud.publish("site/both/down", b"end").unwrap();
+    let once = |all: Vec<String>, begins: &str| {
+        let all: Vec<String> = all.into_iter().filter(|p| p.starts_with(begins)).collect();
+        assert_eq!(all, (0..20).map(|n| format!("{begins} {n}")).collect::<Vec<_>>());
+    };
+    let at_device = until_last(&mut device, "end");
+    once(at_device.clone(), "up");
+    once(at_device, "down");
+    let mut at_cloud = Vec::new();
+    while at_cloud.last().is_none_or(|p| p != "end") {
+        let (topic, payload) = cloud.receive(LONG).unwrap().unwrap();
+        assert!(topic.starts_with("site/both/"), "{topic}");
+        at_cloud.push(String::from_utf8(payload).unwrap());
+    }
+    once(at_cloud.clone(), "up");
+    once(at_cloud, "down");
+    assert_eq!(node.ledger("upstream/cloud", "accepted"), 20, "what came from there was not stored for it");
+    let metrics = request(place.flag("metrics-port").parse().unwrap(), "GET /metrics", &[], "").body;
+    let own = metrics.lines().find(|l| l.starts_with("selvedge_route_own_total{")).unwrap();
+    assert!(own.ends_with(" 20"), "{own}");
+    assert_eq!(node.terminate(), Some(0));
+}

@@ -212,3 +212,35 @@ fn a_lane_that_fills_in_an_outage_does_what_it_declares_to_its_quota_in_every_mo
     assert!(node.ledger("upstream/cloud", "queued") > 60, "most of the quota is in use");
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn devices_whose_messages_a_full_lane_drops_are_answered_and_go_on_with_other_lanes() {
+    let devices = free_port();
+    let (upstream, listener) = (yaml::cloud(free_port()), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["#"], to: [cloud]}}]
+  lanes: [{{name: first, match: ["first/#"], durability: fsync, quota: 1MiB, onFull: drop-newest}}]
+"##
+    ));
+    let node = place.start();
+    let payload = [b'x'; 1_000];
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    for n in 0..1_500 {
+        device.publish("first/a", &payload).unwrap_or_else(|e| panic!("message {n} is answered: {e}"));
+    }
+    device.publish("other/a", b"stored").unwrap();
+    let (mut wire, _) = Wire::connect(devices, &Connect { id: "five".into(), clean: true, ..Connect::default() });
+    assert_eq!(wire.publish(0, "first/a", &Properties::new(), "x"), 0);
+    let rows = node.status()["ledger"].as_array().unwrap().clone();
+    let of = |lane: &str, column: &str| {
+        let row = rows.iter().find(|r| r["lane"] == lane && r["destination"] == "upstream/cloud").unwrap();
+        row[column].as_u64().unwrap()
+    };
+    assert_eq!((of("first", "accepted"), of("default", "queued")), (1_501, 1));
+    assert!(of("first", "evicted") > 100 && of("first", "evicted") + of("first", "queued") == 1_501);
+    node.kill();
+}

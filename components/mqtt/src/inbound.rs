@@ -60,9 +60,14 @@ struct Pending {
     generation: u64,
 }
 
+/// A message that waits for a subscription.
 struct Parked {
     pending: Pending,
-    since: Monotonic,
+    /// From when on; none when nobody has looked yet.
+    since: Option<Monotonic>,
+    /// Its subscription ended before its turn came: another one may take its place, or the node is stopping and the broker keeps it. There
+    /// are [`MOST`] at most.
+    left: bool,
 }
 
 /// Counts for logs and metrics.
@@ -260,16 +265,21 @@ impl Inbound {
         if wanted {
             self.queue(pending);
         } else {
-            self.parked.push_back(Parked { pending, since: now });
+            self.parked.push_back(Parked { pending, since: Some(now), left: false });
         }
     }
 
     /// Acknowledges and drops what has waited for a subscription too long, or is too much.
     pub(crate) fn expire(&mut self, session: &mut Session, generation: u64, now: Monotonic) {
         let settled = now.since(*self.began.get_or_insert(now)) >= self.park;
-        while let Some(parked) = self.parked.front()
-            && ((settled && self.parked.len() > MOST_PARKED) || now.since(parked.since) >= self.park)
-        {
+        let mut strangers = if settled { self.parked.iter().filter(|p| !p.left).count() } else { 0 };
+        while let Some(parked) = self.parked.front_mut() {
+            let late = now.since(*parked.since.get_or_insert(now)) >= self.park;
+            let many = !parked.left && strangers > MOST_PARKED;
+            if !late && !many {
+                break;
+            }
+            strangers = strangers.saturating_sub(usize::from(!parked.left));
             let Some(Parked { pending, .. }) = self.parked.pop_front() else { return };
             if self.counts.unwanted.is_power_of_two() || self.counts.unwanted == 0 {
                 let (name, topic) = (&self.name, &pending.message.topic);
@@ -301,14 +311,20 @@ impl Inbound {
         }
     }
 
-    /// The next message of a topic with those who want it; `None` ends the topic's task.
+    /// The next message of a topic with those who want it; `None` ends the topic's task. What nobody wants any more is parked: nobody has
+    /// taken it, so the broker must not hear that it is handled.
     fn next(&mut self, topic: &str) -> Option<(Pending, Takers)> {
+        let wanted = self.subscriptions.iter().filter(|s| topic::matches(plain_filter(&s.filter), topic));
+        let handlers: Takers = wanted.map(|s| (s.handler.clone(), s.running.clone())).collect();
+        if handlers.is_empty() {
+            let left = self.topics.remove(topic).unwrap_or_default();
+            self.parked.extend(left.into_iter().map(|pending| Parked { pending, since: None, left: true }));
+            return None;
+        }
         let Some(pending) = self.topics.get_mut(topic).and_then(VecDeque::pop_front) else {
             self.topics.remove(topic);
             return None;
         };
-        let wanted = self.subscriptions.iter().filter(|s| topic::matches(plain_filter(&s.filter), topic));
-        let handlers = wanted.map(|s| (s.handler.clone(), s.running.clone())).collect();
         Some((pending, handlers))
     }
 }

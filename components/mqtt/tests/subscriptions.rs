@@ -148,6 +148,56 @@ async fn messages_of_a_session_that_come_before_the_subscription_wait_for_it() {
     assert_eq!(seen.texts(), ["1", "2", "3"]);
 }
 
+/// Takes one message and then nothing, until it may.
+#[derive(Default)]
+struct Held {
+    seen: Seen,
+    may: tokio::sync::Notify,
+}
+
+impl MessageHandler for Held {
+    fn handle<'a>(&'a self, message: Delivery) -> Fut<'a, Result<(), HandlerError>> {
+        Box::pin(async move {
+            self.seen.handle(message).await?;
+            self.may.notified().await;
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_waits_when_a_subscription_ends_is_not_acknowledged_and_goes_to_the_next_one() {
+    let Some(broker) = Mosquitto::start("").await else { return };
+    let url = broker.url();
+    for (version, restarts) in [(Version::V3, true), (Version::V5, true), (Version::V3, false), (Version::V5, false)] {
+        let name = format!("leaves-{version:?}-{restarts}");
+        let properties = [("url", url.as_str()), ("consumerID", name.as_str())];
+        let (held, seen) = (Arc::new(Held::default()), Arc::new(Seen::default()));
+        let mut to = component(version, &properties).await;
+        let subscription = to.subscribe(request("left"), held.clone()).await.unwrap();
+        let all: Vec<String> = (0..150).map(|n| n.to_string()).collect();
+        let from = component(version, &[("url", &url)]).await;
+        for n in &all {
+            from.publish(publish("left", n.clone())).await.unwrap();
+        }
+        until("the first one is being handled", || held.seen.texts().len() == 1).await;
+        // The call that runs is waited for; those behind it have not begun.
+        let ((), ()) = tokio::join!(subscription.close(), async {
+            tokio::task::yield_now().await;
+            held.may.notify_one();
+        });
+        if restarts {
+            to.close().await;
+            to = component(version, &properties).await;
+        }
+        let _next = to.subscribe(request("left"), seen.clone()).await.unwrap();
+        until("the others come", || seen.texts().last() == all.last()).await;
+        assert_eq!(held.seen.texts(), all[..1], "{name}");
+        let others = seen.texts();
+        assert!(others == all[1..] || restarts && others == all, "{name}: {others:?}");
+    }
+}
+
 #[tokio::test]
 async fn retained_user_properties_and_shared_subscriptions() {
     let Some(broker) = Mosquitto::start("").await else { return };

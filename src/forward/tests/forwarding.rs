@@ -1,6 +1,7 @@
 //! What is sent, when, in which order, and what comes of the answers.
 
 use super::*;
+use crate::escape::Mode;
 
 #[tokio::test(start_paused = true)]
 async fn one_record_is_acknowledged_before_the_others_are_sent() {
@@ -114,7 +115,9 @@ async fn an_idle_link_that_breaks_is_opened_again() {
 #[tokio::test(start_paused = true)]
 async fn what_was_on_its_way_when_the_link_broke_goes_again_in_order() {
     let rig = Rig::new().await;
+    rig.hub.set_mode(Mode::Island);
     rig.accept("cloud", "t", 0..100);
+    rig.hub.set_mode(Mode::Normal);
     // The fortieth and all behind it are not answered on the first connection.
     let mut met = 0;
     let uplink = Scripted::new(move |sent| {
@@ -131,7 +134,8 @@ async fn what_was_on_its_way_when_the_link_broke_goes_again_in_order() {
     assert_eq!(sent.iter().map(|s| s.payload.clone()).collect::<Vec<_>>(), [numbers(0..first as u32), numbers(39..100)].concat());
     assert!(sent.iter().enumerate().all(|(at, s)| s.repeated == (at >= first && at - first < first - 39)));
     let marks: Vec<&str> = sent[first].marks.iter().map(|(k, _)| k.as_str()).collect();
-    assert_eq!(marks, ["selvedge-id", "selvedge-time", "selvedge-delay-ms"]);
+    assert_eq!(marks, ["selvedge-id", "selvedge-time", "selvedge-delay-ms", "selvedge-mode"]);
+    assert_eq!(sent[first].marks[3].1, "island", "the mode is that of its acceptance");
     assert_eq!(sent[39].marks[0], sent[first].marks[0], "a repeat carries the same id");
 }
 

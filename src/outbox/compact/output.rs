@@ -73,14 +73,14 @@ impl Output {
                     ttl_seconds: record.ttl_seconds,
                     destinations: needed,
                 };
-                codec::encode_rewritten(out, record.sequence, record.accepted_at, &new, record.aggregate || user.is_some());
+                codec::encode_rewritten(out, record.sequence, record.accepted, &new, record.aggregate || user.is_some());
             });
         };
         match fate {
             Fate::Merged => {
                 for d in needed {
                     self.of(*d).aggregated += 1;
-                    let one = Loss::one(record.sequence, record.accepted_at);
+                    let one = Loss::one(record.sequence, record.accepted.at);
                     self.losses.entry(*d).and_modify(|l| l.merge(one)).or_insert(one);
                 }
                 return;
@@ -88,7 +88,7 @@ impl Output {
             Fate::Stays if needed.len() == all => self.pending.extend_from_slice(bytes),
             Fate::Stays => rewrite(&mut self.pending, record.payload, None),
             Fate::StandsFor { payload, count, from } => {
-                let (count, to) = (count.to_string(), told(record.accepted_at));
+                let (count, to) = (count.to_string(), told(record.accepted.at));
                 record.with_attributes(|a| {
                     let own = a.user;
                     let to = if record.aggregate { own.iter().rev().find(|(k, _)| *k == aggregate::TO).map_or(&*to, |(_, v)| *v) } else { &to };

@@ -26,6 +26,8 @@ use crate::{activation, components, control, doctor, serve_api};
 
 /// How long readiness waits for the application's subscriptions.
 const ATTACH: Duration = Duration::from_secs(2);
+/// How often freed memory is given back to the system.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// Where devices come in without YAML.
 const DEFAULT_LISTENER: &str = "127.0.0.1:1883";
@@ -291,6 +293,9 @@ async fn serve(plan: Plan, doors: Doors, clock: Arc<dyn Clock>, inherited: Inher
     if let Some(within) = sd_notify::watchdog_enabled() {
         background.spawn(feed_watchdog(within));
     }
+    if selvedge_heap::IS_KEPT {
+        background.spawn(give_back_memory());
+    }
     let (stopping, mut stopped) = watch::channel(false);
     let stop: Fut<'static, ()> = Box::pin(async move {
         let _ = stopped.wait_for(|s| *s).await;
@@ -359,6 +364,14 @@ async fn feed_watchdog(within: Duration) {
     loop {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         tokio::time::sleep(within / 3).await;
+    }
+}
+
+/// What a burst has freed goes back to the system within seconds.
+async fn give_back_memory() {
+    loop {
+        tokio::time::sleep(GIVE_BACK).await;
+        selvedge_heap::give_back();
     }
 }
 
