@@ -247,6 +247,10 @@ mod tests {
         assert!(risky.kill.contains("about 1 messages") && risky.power.contains("1500 messages") && risky.traps.len() == 2, "{risky:?}");
         let backwards = LaneSpec { order: Order::Newest, ..spec(Durability::Fsync, WhenFull::Reject) };
         assert!(lane(&backwards, true, Load::default()).traps[0].contains("topics are in order within 4.0 MiB (16131 records)"));
+        let through = lane(&spec(Durability::Passthrough, WhenFull::Reject), true, Load::default());
+        let lines = through.lines(Load::default()).join("\n");
+        assert!(lines.starts_with("lane a: nothing is kept; senders are refused while the link is down"), "{lines}");
+        assert!(through.kill.starts_with("nothing") && through.power.starts_with("nothing") && through.covers.is_zero());
         let spilling = LaneSpec { spill_after: Duration::from_secs(2), ..spec(Durability::Memory, WhenFull::Reject) };
         assert!(lane(&spilling, true, Load::default()).kill.contains("last 2 s and is not delivered: about 20 messages"));
         assert_eq!(

@@ -382,8 +382,13 @@ mod tests {
     fn each_change_is_either_live_or_named_as_one_that_needs_a_restart() {
         let listener = "bind: \"127.0.0.1:1883\"";
         let policy = "upstreams: [{component: cloud}]";
-        let cases: [(Resources, &[&str], &[&str]); 17] = [
+        let cases: [(Resources, &[&str], &[&str]); 18] = [
             (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: fsync}", "", policy), &["lane one: durability"], &[]),
+            (
+                yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], durability: passthrough}", "", policy),
+                &[],
+                &["lane one: durability, quota, ttl, onFull"],
+            ),
             (
                 yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: memory, spillAfter: 0s}", "", policy),
                 &[],
