@@ -1,6 +1,7 @@
 //! What settings mean in the worst case: how long an outage a lane covers, and what a kill, a power cut and a full quota can cost. Pure
 //! arithmetic, for `selvedge check` and `selvedge doctor`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::outbox::{DEFAULT_ANSWER_WITHIN, Durability, Order, WhenFull};
@@ -175,6 +176,19 @@ pub fn lanes(resources: &Resources, load: Load, free_bytes: Option<u64>) -> Vec<
         all.push(lane(&default_lane(free_bytes), false, load));
     }
     all
+}
+
+/// What the sets of upstreams mean, a line each.
+#[must_use]
+pub fn sets(resources: &Resources) -> Vec<String> {
+    let routes = resources.forwardings.iter().flat_map(|f| &f.routes);
+    let all: BTreeMap<String, usize> = routes.filter_map(|r| Some((r.set()?, r.to.len()))).collect();
+    let line = |(name, members): (&String, &usize)| {
+        format!(
+            "set {name}: stored once; it waits only while none of them stands; while all stand, each is sent everything: {members} times the bytes of one link"
+        )
+    };
+    all.iter().map(line).collect()
 }
 
 /// A time for people: the largest unit that is at least 2.

@@ -20,7 +20,7 @@ _selvedge() {
   else
     case ${COMP_WORDS[1]} in
       check|init) COMPREPLY=($(compgen -d -- "$current")); return ;;
-      queue) words='ls show export retry purge' ;;
+      queue) words='ls show export retry purge drop' ;;
       escape) words='status enter leave pin report' ;;
     esac
   fi

@@ -12,7 +12,7 @@ complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of 
 complete -c selvedge -n __fish_use_subcommand -a version -d ''
 complete -c selvedge -n '__fish_seen_subcommand_from init' -a '(__fish_complete_directories)'
 complete -c selvedge -n '__fish_seen_subcommand_from check' -a '(__fish_complete_directories)'
-complete -c selvedge -n '__fish_seen_subcommand_from queue' -a 'ls show export retry purge'
+complete -c selvedge -n '__fish_seen_subcommand_from queue' -a 'ls show export retry purge drop'
 complete -c selvedge -n '__fish_seen_subcommand_from escape' -a 'status enter leave pin report'
 complete -c selvedge -l app-id -x
 complete -c selvedge -l app-port -x

@@ -144,10 +144,28 @@ impl Blocks {
         })
     }
 
-    /// Publishes an event as it is; scopes were checked when it was promised.
-    pub(super) async fn publish_event(&self, call: &PublishCall, event: Bytes, content_type: String) -> Result<(), String> {
-        let loaded = self.pubsub(&call.pubsub, &call.topic).map_err(|e| e.message)?;
-        self.hand_over(loaded, call, event, content_type).await.map(|_| ()).map_err(|e| e.to_string())
+    /// Publishes events as they are, in order, up to the first that is refused; scopes were checked when they were promised. Gives how many
+    /// were published, and why not all.
+    pub(super) async fn publish_events(&self, call: &PublishCall, events: &[Bytes], content_type: &str) -> (usize, Result<(), String>) {
+        let loaded = match self.pubsub(&call.pubsub, &call.topic) {
+            Ok(loaded) => loaded,
+            Err(error) => return (0, Err(error.message)),
+        };
+        if let Some(hub) = self.inner.hub.as_ref().filter(|_| self.is_stored(&call.pubsub)) {
+            let attributes = Attributes { content_type: Some(content_type), ..Attributes::default() };
+            let messages: Vec<Inbound<'_>> = events.iter().map(|event| Inbound { attributes, ..Inbound::new(&call.topic, event) }).collect();
+            let accepted = hub.accept(&call.pubsub, &messages);
+            return match hub.settled(accepted.receipt).await {
+                Ok(()) => (accepted.taken, accepted.refused.map_or(Ok(()), |e| Err(e.to_string()))),
+                Err(error) => (0, Err(error.to_string())),
+            };
+        }
+        for (at, event) in events.iter().enumerate() {
+            if let Err(error) = self.hand_over(loaded, call, event.clone(), content_type.to_owned()).await {
+                return (at, Err(error.to_string()));
+            }
+        }
+        (events.len(), Ok(()))
     }
 
     /// Publishes one message. To an upstream: answered when the message is as safe as its lane declares, whatever the link does.

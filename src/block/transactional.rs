@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::cloudevent::{self, Wrap};
@@ -29,8 +29,11 @@ use crate::node::Loaded;
 use crate::supervise::contained;
 use crate::time::Timestamp;
 
-/// Events of committed transactions that may wait to be published, for each store. At the bound transactions wait.
+/// Events of committed transactions that may wait to be published, for each store, those of before the start among them. At the bound
+/// transactions wait. One with more events than this waits until none waits.
 const MAX_WAITING: usize = 1_000;
+/// Events that are published together: one wait for the disk, one transaction that takes their markers away.
+const BATCH: usize = 64;
 /// First and longest wait before an event that could not be published is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -55,6 +58,7 @@ struct Intent {
     event: String,
 }
 
+#[derive(Debug, Clone)]
 struct Waiting {
     /// Its row in the table.
     row: String,
@@ -62,14 +66,18 @@ struct Waiting {
     /// Whether the transaction took place is not known: the marker says so.
     doubtful: bool,
     published: bool,
+    /// It holds a permit of its line's room.
+    has_room: bool,
 }
 
 /// One store with an outbox.
 struct Line {
     pubsub: String,
     topic: String,
-    sender: mpsc::Sender<Waiting>,
-    receiver: Mutex<Option<mpsc::Receiver<Waiting>>>,
+    /// [`MAX_WAITING`] permits, one for each event that may wait; whoever has told of it gives it back.
+    room: Arc<Semaphore>,
+    sender: mpsc::UnboundedSender<Waiting>,
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<Waiting>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -94,8 +102,14 @@ impl Transactional {
         for (name, loaded) in stores {
             let get = |key| loaded.properties.get_exact(key).filter(|v| !v.is_empty());
             let (Some(pubsub), Some(topic)) = (get("outboxPublishPubsub"), get("outboxPublishTopic")) else { continue };
-            let (sender, receiver) = mpsc::channel(MAX_WAITING);
-            let line = Line { pubsub: pubsub.to_owned(), topic: topic.to_owned(), sender, receiver: Mutex::new(Some(receiver)) };
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let line = Line {
+                pubsub: pubsub.to_owned(),
+                topic: topic.to_owned(),
+                room: Arc::new(Semaphore::new(MAX_WAITING)),
+                sender,
+                receiver: Mutex::new(Some(receiver)),
+            };
             lines.insert(name.clone(), line);
         }
         let waiting = if lines.is_empty() {
@@ -119,9 +133,16 @@ impl Transactional {
         format!("{:016}-{:010}-{marker}", now.0, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Waits until what was left of before the start is known, and there is room for so many more events.
+    async fn make_room(&self, room: &Semaphore, events: usize) -> Result<(), String> {
+        self.loaded.subscribe().wait_for(|loaded| *loaded).await.map_err(|e| e.to_string())?;
+        let permits = u32::try_from(events.min(MAX_WAITING)).unwrap_or(u32::MAX);
+        room.acquire_many(permits).await.map_err(|e| e.to_string())?.forget();
+        Ok(())
+    }
+
     async fn note(&self, waiting: &[Waiting]) -> Result<(), String> {
         let Some(table) = &self.table else { return Ok(()) };
-        self.loaded.subscribe().wait_for(|loaded| *loaded).await.map_err(|e| e.to_string())?;
         let mut writes = Vec::with_capacity(waiting.len());
         for w in waiting {
             let row = serde_json::to_vec(&w.intent).map_err(|e| e.to_string())?;
@@ -218,7 +239,7 @@ impl Blocks {
             if let TransactionItem::Upsert(item) = item {
                 let intent = self.intent(&store.name, line, item, projected.get(&item.key).unwrap_or(item), trace)?;
                 let row = self.inner.transactional.row_key(self.inner.clock.now(), &intent.marker);
-                waiting.push(Waiting { row, intent, doubtful: false, published: false });
+                waiting.push(Waiting { row, intent, doubtful: false, published: false, has_room: waiting.len() < MAX_WAITING });
             }
         }
         let mut operations = operations(stored)?;
@@ -233,15 +254,21 @@ impl Blocks {
                 metadata: Metadata::new(),
             })
         }));
-        let (item, sender, blocks, gauge) = (store.item.clone(), line.sender.clone(), self.clone(), self.inner.transactional.gauge(&store.name));
+        let (item, sender, room) = (store.item.clone(), line.sender.clone(), line.room.clone());
+        let (blocks, gauge) = (self.clone(), self.inner.transactional.gauge(&store.name));
         // A caller that goes away must not leave a commit that nobody tells of.
         let whole = tokio::spawn(async move {
-            blocks.inner.transactional.note(&waiting).await.map_err(Failure::Note)?;
+            let transactional = &blocks.inner.transactional;
+            transactional.make_room(&room, waiting.len()).await.map_err(Failure::Note)?;
+            if let Err(cause) = transactional.note(&waiting).await {
+                give_back(&room, &waiting);
+                return Err(Failure::Note(cause));
+            }
             let done = item.transact(operations, metadata).await;
             for w in waiting {
                 gauge.inc();
                 // After an error the marker tells whether the store has it all the same.
-                if sender.send(Waiting { doubtful: done.is_err(), ..w }).await.is_err() {
+                if sender.send(Waiting { doubtful: done.is_err(), ..w }).is_err() {
                     tracing::warn!("a committed transaction is told of after the next start");
                 }
             }
@@ -269,50 +296,73 @@ impl Blocks {
             for (row, bytes) in rows {
                 match serde_json::from_slice::<Intent>(&bytes) {
                     Ok(intent) => {
-                        left.entry(intent.store.clone()).or_default().push(Waiting { row, intent, doubtful: true, published: false });
+                        left.entry(intent.store.clone()).or_default().push(Waiting {
+                            row,
+                            intent,
+                            doubtful: true,
+                            published: false,
+                            has_room: false,
+                        });
                     }
                     Err(error) => tracing::error!(row, error = %error, "an event of a transaction cannot be read; its row is left"),
                 }
             }
         }
-        transactional.loaded.send_replace(true);
         for (name, line) in &transactional.lines {
             let receiver = line.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let (before, blocks, gauge) = (left.remove(name).unwrap_or_default(), self.clone(), transactional.gauge(name));
+            let (mut before, blocks, gauge) = (left.remove(name).unwrap_or_default(), self.clone(), transactional.gauge(name));
             gauge.inc_by(before.len() as i64);
+            let room = line.room.clone();
+            // More may have been left than there is room for.
+            room.forget_permits(before.len());
+            before.iter_mut().rev().take(MAX_WAITING).for_each(|w| w.has_room = true);
             if let Some(mut receiver) = receiver {
                 workers.spawn(async move {
-                    for w in before {
-                        blocks.tell_contained(w).await;
-                        gauge.dec();
+                    while !before.is_empty() {
+                        let rest = before.split_off(BATCH.min(before.len()));
+                        blocks.tell_and_count(std::mem::replace(&mut before, rest), &gauge, &room).await;
                     }
-                    while let Some(w) = receiver.recv().await {
-                        blocks.tell_contained(w).await;
-                        gauge.dec();
+                    let mut next = Vec::with_capacity(BATCH);
+                    while receiver.recv_many(&mut next, BATCH).await > 0 {
+                        blocks.tell_and_count(std::mem::take(&mut next), &gauge, &room).await;
                     }
                 });
             }
         }
+        transactional.loaded.send_replace(true);
         for (store, rows) in left {
             tracing::warn!(store, events = rows.len(), "events of a store that has no outbox any more are kept, not published");
         }
         stop.await;
     }
 
+    async fn tell_and_count(&self, batch: Vec<Waiting>, gauge: &Gauge, room: &Semaphore) {
+        self.tell_contained(&batch).await;
+        gauge.dec_by(batch.len() as i64);
+        give_back(room, &batch);
+    }
+
     /// A defect over one event holds up no other: its row stays, and is told of after the next start.
-    async fn tell_contained(&self, waiting: Waiting) {
-        if let Err(cause) = contained(self.tell(waiting)).await {
-            self.inner.status.supervisor().count("transactions", &cause);
+    async fn tell_contained(&self, batch: &[Waiting]) {
+        let Err(cause) = contained(self.tell(batch.to_vec())).await else { return };
+        self.inner.status.supervisor().count("transactions", &cause);
+        // Which one it was shows when they are told of alone. What was published already has no marker any more, or comes twice.
+        for one in batch {
+            if let Err(cause) = contained(self.tell(vec![Waiting { doubtful: true, ..one.clone() }])).await {
+                self.inner.status.supervisor().count("transactions", &cause);
+            }
         }
     }
 
-    /// Publishes one, however long that takes. In order: the next ones wait.
-    async fn tell(&self, mut waiting: Waiting) {
+    /// Publishes them in order, however long that takes: the next ones wait.
+    async fn tell(&self, mut batch: Vec<Waiting>) {
         let mut pause = RETRY.0;
         let mut said = false;
-        while let Err(cause) = self.try_to_tell(&mut waiting).await {
-            if !std::mem::replace(&mut said, true) {
-                let Intent { store, pubsub, topic, .. } = &waiting.intent;
+        while !batch.is_empty() {
+            let Err(cause) = self.try_to_tell(&mut batch).await else { continue };
+            if let Some(Waiting { intent: Intent { store, pubsub, topic, .. }, .. }) = batch.first()
+                && !std::mem::replace(&mut said, true)
+            {
                 tracing::warn!(store, pubsub, topic, cause, "an event of a transaction cannot be published yet; it is tried again");
             }
             tokio::time::sleep(pause).await;
@@ -320,34 +370,62 @@ impl Blocks {
         }
     }
 
-    async fn try_to_tell(&self, waiting: &mut Waiting) -> Result<(), String> {
-        let intent = &waiting.intent;
+    /// Publishes as many of a batch as it can, from the first on, and takes them out of it.
+    async fn try_to_tell(&self, batch: &mut Vec<Waiting>) -> Result<(), String> {
+        let Some(intent) = batch.first().map(|w| w.intent.clone()) else { return Ok(()) };
         let store = self.inner.components.state.get(&intent.store).ok_or_else(|| format!("there is no state store {}", intent.store))?;
-        if waiting.doubtful {
-            let request = GetRequest { key: intent.marker.clone(), consistency: Consistency::Strong, metadata: Metadata::new() };
-            if store.item.get(request).await.map_err(|e| e.to_string())?.is_none() {
-                // It did not take place.
-                return self.inner.transactional.forget(&waiting.row).await;
+        let mut at = 0;
+        while let Some(waiting) = batch.get_mut(at) {
+            if std::mem::take(&mut waiting.doubtful) {
+                let request = GetRequest { key: waiting.intent.marker.clone(), consistency: Consistency::Strong, metadata: Metadata::new() };
+                let marker = store.item.get(request).await.inspect_err(|_| waiting.doubtful = true).map_err(|e| e.to_string())?;
+                if marker.is_none() {
+                    // It did not take place.
+                    self.inner.transactional.forget(&waiting.row).await.inspect_err(|_| waiting.doubtful = true)?;
+                    batch.remove(at);
+                    continue;
+                }
             }
-            waiting.doubtful = false;
+            at += 1;
         }
-        if !waiting.published {
-            let call = PublishCall { pubsub: intent.pubsub.clone(), topic: intent.topic.clone(), ..PublishCall::default() };
-            let event = Bytes::from(intent.event.clone());
-            self.publish_event(&call, event, cloudevent::CONTENT_TYPE.to_owned()).await?;
-            waiting.published = true;
+        // One that was noted under other settings goes there, and alone.
+        let same = |w: &&Waiting| (&w.intent.pubsub, &w.intent.topic) == (&intent.pubsub, &intent.topic);
+        let alike = batch.iter().take_while(same).count().max(1).min(batch.len());
+        let published = batch[..alike].iter().take_while(|w| w.published).count();
+        let events: Vec<Bytes> = batch[published..alike].iter().map(|w| Bytes::from(w.intent.event.clone())).collect();
+        let mut result = Ok(());
+        if let Some(first) = batch.get(published).filter(|_| !events.is_empty()) {
+            let call = PublishCall { pubsub: first.intent.pubsub.clone(), topic: first.intent.topic.clone(), ..PublishCall::default() };
+            let (taken, ended) = self.publish_events(&call, &events, cloudevent::CONTENT_TYPE).await;
+            batch[published..].iter_mut().take(taken).for_each(|w| w.published = true);
+            result = ended;
         }
-        let marker = DeleteRequest {
-            key: intent.marker.clone(),
-            etag: None,
-            concurrency: Concurrency::LastWrite,
-            consistency: Consistency::Unspecified,
-            metadata: Metadata::new(),
+        let done = batch.iter().take_while(|w| w.published).count();
+        if done == 0 {
+            return result;
+        }
+        let marker = |w: &Waiting| {
+            StateOperation::Delete(DeleteRequest {
+                key: w.intent.marker.clone(),
+                etag: None,
+                concurrency: Concurrency::LastWrite,
+                consistency: Consistency::Unspecified,
+                metadata: Metadata::new(),
+            })
         };
-        // The row goes last: without a marker it says that there is nothing to tell.
-        store.item.delete(marker).await.map_err(|e| e.to_string())?;
-        self.inner.transactional.forget(&waiting.row).await
+        // The rows go last: without a marker they say that there is nothing to tell.
+        store.item.transact(batch[..done].iter().map(marker).collect(), Metadata::new()).await.map_err(|e| e.to_string())?;
+        for forgotten in futures_util::future::join_all(batch[..done].iter().map(|w| self.inner.transactional.forget(&w.row))).await {
+            forgotten?;
+        }
+        batch.drain(..done);
+        result
     }
+}
+
+/// The room that these events had is there again.
+fn give_back(room: &Semaphore, events: &[Waiting]) {
+    room.add_permits(events.iter().filter(|w| w.has_room).count());
 }
 
 enum Failure {

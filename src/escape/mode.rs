@@ -3,7 +3,7 @@
 //! ```text
 //!  bootstrap --a link stands--> normal <--up for `heal`-- recover <--a link stands-- island
 //!                                 |  \--primary lost, secondary stands--> failover      |  conserve  (long, or much stored)
-//!                                 +---------no link for `settle`----------------------> +  survive   (disk short, or store nearly full)
+//!                                 +---------no link for `settle`----------------------> +  survive   (disk short or failing, or store nearly full)
 //! ```
 //! A worse mode is entered when its reason has held for `settle`, `normal` when the link has held for `heal`, both longer when it did not
 //! hold before: a link that flaps does not make the box flap. The rules stand in [`ModeMachine::wanted`] and [`ModeMachine::hold`], nowhere else.
@@ -38,7 +38,7 @@ pub enum Mode {
     Island,
     /// An island for long, or with much stored: spend less.
     Conserve,
-    /// The disk is short, or the store nearly full: only what is protected may grow.
+    /// The disk is short or cannot be written, or the store nearly full: only what is protected may grow.
     Survive,
 }
 
@@ -170,6 +170,8 @@ pub struct Situation<'a> {
     pub fill_percent: u8,
     /// The file system has less free than its floor.
     pub disk_short: bool,
+    /// A lane cannot be written.
+    pub lane_fails: bool,
 }
 
 /// What happens to the mode.
@@ -391,7 +393,7 @@ impl ModeMachine {
     /// What the situation asks for.
     fn wanted(&self, now: Monotonic, situation: &Situation<'_>) -> Mode {
         let primary = |behind: bool| situation.links.iter().any(|l| !l.secondary && l.stands() && l.behind == behind);
-        if situation.disk_short {
+        if situation.disk_short || situation.lane_fails {
             return Mode::Survive;
         }
         if situation.links.is_empty() {

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::component::LinkCause;
 use crate::escape::LinkState;
+use crate::hub::SetCounts;
 use crate::telemetry::Metrics;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +30,11 @@ struct Direction {
     direction: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InSet {
+    set: String,
+}
+
 #[derive(Clone)]
 struct LatencyBuckets;
 
@@ -45,6 +51,9 @@ pub struct ForwardMetrics {
     changes: Family<Change, Counter>,
     sent: Family<Upstream, Counter>,
     acknowledged: Family<Upstream, Counter>,
+    first: Family<Upstream, Counter>,
+    kept: Family<InSet, Gauge>,
+    waiting: Family<InSet, Gauge>,
     refused: Family<Upstream, Counter>,
     defects: Family<Upstream, Counter>,
     bytes: Family<Upstream, Counter>,
@@ -69,6 +78,9 @@ impl ForwardMetrics {
             changes: Family::default(),
             sent: Family::default(),
             acknowledged: Family::default(),
+            first: Family::default(),
+            kept: Family::default(),
+            waiting: Family::default(),
             refused: Family::default(),
             defects: Family::default(),
             bytes: Family::default(),
@@ -86,6 +98,9 @@ impl ForwardMetrics {
             r.register("selvedge_link_changes", "Changes of link state by cause (none: to the better)", all.changes.clone());
             r.register("selvedge_forward_sent", "Records handed to the upstream's connection, repeats included", all.sent.clone());
             r.register("selvedge_forward_acknowledged", "Records that the upstream took responsibility for", all.acknowledged.clone());
+            r.register("selvedge_forward_first", "Records of sets that the upstream was the first of its set to acknowledge", all.first.clone());
+            r.register("selvedge_set_kept", "Records of a set that were read and are not done", all.kept.clone());
+            r.register("selvedge_set_refused", "Records that a part of a set has refused and the others may take", all.waiting.clone());
             r.register("selvedge_forward_refused", "Records that the upstream refused for good", all.refused.clone());
             r.register("selvedge_forward_defects", "Panics of a forwarder or its uplink; each opens the link anew", all.defects.clone());
             r.register("selvedge_forward_bytes", "Payload and topic bytes handed to the connection", all.bytes.clone());
@@ -110,6 +125,9 @@ impl ForwardMetrics {
             changes: self.changes.clone(),
             sent: self.sent.get_or_create(&label).clone(),
             acknowledged: self.acknowledged.get_or_create(&label).clone(),
+            first: self.first.get_or_create(&label).clone(),
+            kept: self.kept.clone(),
+            waiting: self.waiting.clone(),
             refused: self.refused.get_or_create(&label).clone(),
             defects: self.defects.get_or_create(&label).clone(),
             bytes: self.bytes.get_or_create(&label).clone(),
@@ -129,6 +147,9 @@ pub(super) struct UpstreamMetrics {
     changes: Family<Change, Counter>,
     pub(super) sent: Counter,
     pub(super) acknowledged: Counter,
+    pub(super) first: Counter,
+    kept: Family<InSet, Gauge>,
+    waiting: Family<InSet, Gauge>,
     pub(super) refused: Counter,
     pub(super) defects: Counter,
     pub(super) bytes: Counter,
@@ -143,6 +164,12 @@ impl UpstreamMetrics {
     pub(super) fn changed(&self, to: LinkState, cause: Option<LinkCause>) {
         self.state.set(to.level());
         self.changes.get_or_create(&Change { upstream: self.upstream.clone(), cause: cause.map_or("none", LinkCause::as_str) }).inc();
+    }
+
+    pub(super) fn set(&self, set: &str, counts: SetCounts) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.kept.get_or_create(&InSet { set: set.to_owned() }).set(number(counts.kept));
+        self.waiting.get_or_create(&InSet { set: set.to_owned() }).set(number(counts.refused));
     }
 
     pub(super) fn in_flight(&self, n: usize) {

@@ -26,5 +26,5 @@ mod window;
 
 pub use metrics::ForwardMetrics;
 pub use run::Forwarder;
-pub use settings::{ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT, StandIn};
+pub use settings::{ForwarderConfig, ForwarderControl, ForwarderSettings, LinkOrders, NOTICE_WAIT, SetShare, StandIn};
 pub use status::{ForwarderSnapshot, ForwarderStatus};

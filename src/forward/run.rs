@@ -147,6 +147,9 @@ impl Forwarder {
             .into_iter()
             .map(|p| feed.add(&p.name, hub.consumer_of(p.destination, |lane| p.lanes.contains(&lane)), Mapping::new(&p.name, p.routes), false))
             .collect();
+        for set in config.sets {
+            feed.add_set(&set.name, set.set.member(set.member), Mapping::new(&set.name, set.routes));
+        }
         feed.set_live_share(config.drain.live_share);
         Self {
             destination: config.destination,
@@ -403,6 +406,8 @@ impl Forwarder {
             self.refreshed_at = now;
         }
         self.fill(now);
+        // What waits for a set may end without this one.
+        let others = self.feed.has_sets() && self.window.waiting() == 0 && self.status.counts.queued.load(Ordering::Relaxed) > 0;
         let overdue = self.window.oldest().filter(|_| self.link.state() != LinkState::Degraded).map(|at| self.throttle.overdue_at(at));
         let wake = [
             overdue.filter(|at| *at > now),
@@ -411,6 +416,7 @@ impl Forwarder {
             self.notice_until,
             self.set_aside_at,
             self.link.deadline(),
+            others.then(|| self.refreshed_at.plus(REFRESH)),
         ]
         .into_iter()
         .flatten()
@@ -534,7 +540,10 @@ impl Forwarder {
         for record in self.run.run.iter() {
             let sequence = record.id.sequence;
             if self.notices_refused && Some(origin.lane) == self.notices {
-                self.feed.reject(origin, sequence, "the peer takes no notices");
+                let why = "the peer takes no notices";
+                if self.feed.refuse(origin, sequence, why) {
+                    self.feed.reject(origin, sequence, why);
+                }
                 continue;
             }
             if let Some(suspect) = &mut self.suspect
@@ -578,7 +587,7 @@ impl Forwarder {
                     bytes += size as u64;
                 }
                 Err(UplinkOutcome::Refused(reason)) => {
-                    self.refusals.push(Refusal { origin, sequence, reason });
+                    self.refusals.push(Refusal::new(origin, sequence, reason));
                 }
                 Err(UplinkOutcome::TryLater(reason)) => {
                     if repeated {
@@ -587,7 +596,9 @@ impl Forwarder {
                     self.busy = Some(reason);
                     break;
                 }
-                Err(UplinkOutcome::Accepted) => self.feed.acknowledge(origin, &[sequence]),
+                Err(UplinkOutcome::Accepted) => {
+                    self.metrics.first.inc_by(self.feed.acknowledge(origin, &[sequence]));
+                }
             }
         }
         self.metrics.sent.inc_by(sent);
@@ -617,7 +628,7 @@ impl Forwarder {
                     if Some(publish.origin.lane) != self.notices && !self.feed.passes(publish.origin) {
                         self.refused_bytes += (publish.bytes + RECORD_OVERHEAD) as u64;
                     }
-                    self.refusals.push(Refusal { origin: publish.origin, sequence: publish.sequence, reason });
+                    self.refusals.push(Refusal::new(publish.origin, publish.sequence, reason));
                 }
                 UplinkOutcome::TryLater(reason) => {
                     self.repeats.note(publish.origin, publish.sequence);
@@ -628,7 +639,7 @@ impl Forwarder {
         if accepted > 0 {
             for (origin, sequences) in &mut self.done {
                 if !sequences.is_empty() {
-                    self.feed.acknowledge(*origin, sequences);
+                    self.metrics.first.inc_by(self.feed.acknowledge(*origin, sequences));
                     sequences.clear();
                 }
             }
@@ -706,6 +717,9 @@ impl Forwarder {
 
     fn refresh(&self) -> u64 {
         self.count_traffic();
+        for (set, counts) in self.feed.sets() {
+            self.metrics.set(set, counts);
+        }
         self.status.set_paused(self.ordered.borrow().strict_only);
         let queued = self.feed.queued();
         self.status.counts.queued.store(queued, Ordering::Relaxed);

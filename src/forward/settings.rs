@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::escape::LinkConfig;
-use crate::hub::QUARANTINE_BYTES;
+use crate::hub::{QUARANTINE_BYTES, Set};
 use crate::outbox::{DestinationId, LaneId};
 use crate::resource::{DrainSpec, RouteSpec, UpstreamSpec};
 
@@ -41,6 +41,21 @@ pub struct ForwarderConfig {
     pub lends: Vec<LaneId>,
     /// Primaries whose lanes this upstream takes over when it is told to; at most 32.
     pub stands_in_for: Vec<StandIn>,
+    /// Sets that it is a member of.
+    pub sets: Vec<SetShare>,
+}
+
+/// An upstream's part in a set: of what is stored for the set, each record is done when one member has it.
+#[derive(Debug, Clone)]
+pub struct SetShare {
+    /// Name of the set.
+    pub name: String,
+    /// The set, which its members share.
+    pub set: Set,
+    /// Which of its members this one is.
+    pub member: usize,
+    /// Routes that lead to the set: topics are the same at each member.
+    pub routes: Vec<RouteSpec>,
 }
 
 /// What a secondary upstream takes over of a primary.
@@ -75,6 +90,7 @@ impl ForwarderConfig {
             seed: None,
             lends: Vec::new(),
             stands_in_for: Vec::new(),
+            sets: Vec::new(),
         }
     }
 }
@@ -82,7 +98,7 @@ impl ForwarderConfig {
 /// What may change while a forwarder runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwarderSettings {
-    /// Routes by the upstream that records were accepted for: its own, and those of primaries that it stands in for.
+    /// Routes by the upstream, or set, that records were accepted for: its own, those of primaries that it stands in for, and of its sets.
     pub routes: Vec<(String, Vec<RouteSpec>)>,
     /// Limits while a backlog is drained.
     pub drain: DrainSpec,

@@ -19,6 +19,7 @@ use crate::time::{Clock, Monotonic, Timestamp};
 
 mod forwarding;
 mod passing;
+mod sets;
 
 /// Tokio's clock, which tests pause.
 struct TokioClock(tokio::time::Instant);

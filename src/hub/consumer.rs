@@ -29,6 +29,11 @@ pub struct LaneRun {
 }
 
 impl LaneRun {
+    /// Its records stand in this lane.
+    pub(super) fn set_lane(&mut self, lane: LaneId) {
+        self.lane = Some(lane);
+    }
+
     /// The lane that the records stand in; none before the first read.
     #[must_use]
     pub fn lane(&self) -> Option<LaneId> {
@@ -145,6 +150,19 @@ impl Consumer {
     #[must_use]
     pub fn passes(&self, lane: LaneId) -> bool {
         self.lanes.iter().any(|(l, _, reader)| *l == lane && reader.passes())
+    }
+
+    /// Leaves those of these places in a run of the lane whose records are still to be delivered ([`Reader::retain_out`]).
+    pub(super) fn retain_out(&self, lane: LaneId, run: &Run, places: &mut Vec<usize>) {
+        match self.lanes.iter().find(|(l, _, _)| *l == lane) {
+            Some((_, _, reader)) => reader.retain_out(run, places),
+            None => places.clear(),
+        }
+    }
+
+    /// Whether a record of the lane was handed out and has not ended.
+    pub(super) fn is_out(&self, lane: LaneId, sequence: u64) -> bool {
+        self.lanes.iter().find(|(l, _, _)| *l == lane).is_some_and(|(_, _, reader)| reader.is_out(sequence))
     }
 
     /// Starts again at the lowest record that is not acknowledged, in every lane.

@@ -11,6 +11,7 @@ mod passing;
 mod quarantine;
 mod retained;
 mod routing;
+mod set;
 mod shard;
 mod when;
 
@@ -18,6 +19,7 @@ pub use consumer::{Consumer, LaneRun};
 pub use quarantine::{QUARANTINE, QUARANTINE_BYTES, Release};
 pub use retained::RetainedError;
 pub use routing::{HubRoute, LaneRule, LiveSink, LiveSubscription, RouteRule, Shard};
+pub use set::{MAX_MEMBERS, Set, SetConsumer, SetCounts};
 pub use shard::ShardKey;
 pub use when::{Payload, When};
 
@@ -235,10 +237,10 @@ impl Hub {
     /// Accepts a batch for one pub/sub, in order. Live subscribers have each taken message when this returns; the sender may be
     /// answered once the receipt has [settled](Self::settled). A message that no durable destination wants is not stored.
     pub fn accept(&self, pubsub: &str, batch: &[Inbound<'_>]) -> Accepted {
-        self.accept_but(pubsub, batch, None)
+        self.accept_but(pubsub, batch, &[])
     }
 
-    fn accept_but(&self, pubsub: &str, batch: &[Inbound<'_>], origin: Option<DestinationId>) -> Accepted {
+    fn accept_but(&self, pubsub: &str, batch: &[Inbound<'_>], origins: &[DestinationId]) -> Accepted {
         let mut done = Accepted { taken: 0, receipt: Receipt::default(), last: None, refused: None };
         let mut routes: SmallVec<[Arc<Route>; 64]> = SmallVec::with_capacity(batch.len());
         for message in batch {
@@ -246,7 +248,7 @@ impl Hub {
                 done.refused = Some(AcceptError::Topic { topic: message.topic.chars().take(256).collect(), source });
                 break; // those before it are taken below
             }
-            routes.push(self.route(pubsub, message.topic).decide(message).without(origin));
+            routes.push(self.route(pubsub, message.topic).decide(message).without(origins));
         }
         // Neighbours that go to the same lane are one append.
         let mut start = 0;
@@ -352,15 +354,15 @@ impl Hub {
     /// # Errors
     /// Why it was refused, or why it is not safe.
     pub async fn accept_one(&self, pubsub: &str, message: &Inbound<'_>) -> Result<Option<RecordId>, AcceptError> {
-        self.carry_in(pubsub, message, None).await
+        self.carry_in(pubsub, message, &[]).await
     }
 
-    /// As [`accept_one`](Self::accept_one), for a message that an upstream has sent: it goes to everyone but that upstream.
+    /// As [`accept_one`](Self::accept_one), for a message that an upstream has sent: it goes to everyone but that upstream, and its sets.
     ///
     /// # Errors
     /// Why it was refused, or why it is not safe.
-    pub async fn carry_in(&self, pubsub: &str, message: &Inbound<'_>, origin: Option<DestinationId>) -> Result<Option<RecordId>, AcceptError> {
-        let accepted = self.accept_but(pubsub, std::slice::from_ref(message), origin);
+    pub async fn carry_in(&self, pubsub: &str, message: &Inbound<'_>, origins: &[DestinationId]) -> Result<Option<RecordId>, AcceptError> {
+        let accepted = self.accept_but(pubsub, std::slice::from_ref(message), origins);
         if let Some(refused) = accepted.refused {
             return Err(refused);
         }
@@ -509,6 +511,13 @@ impl Hub {
     #[must_use]
     pub fn consumer_of(&self, destination: DestinationId, wanted: impl Fn(LaneId) -> bool) -> Consumer {
         Consumer::new(&self.shared.outbox, self.shared.shares.iter().filter(|s| wanted(s.lane)).cloned(), destination)
+    }
+
+    /// Reads what is stored for a destination by several members: what one of them has acknowledged is done. Instead of
+    /// [`consumer`](Self::consumer).
+    #[must_use]
+    pub fn set(&self, destination: DestinationId, members: usize) -> Set {
+        Set::new(self.consumer(destination), members)
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.

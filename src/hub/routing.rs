@@ -139,10 +139,12 @@ impl Route {
         Arc::new(Self { lane: self.lane, links: self.links.clone(), destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
     }
 
-    /// The decision for a message that comes from this destination: it has it.
-    pub(super) fn without(self: Arc<Self>, origin: Option<DestinationId>) -> Arc<Self> {
-        let Some(origin) = origin.filter(|o| self.destinations.contains(o)) else { return self };
-        let destinations = self.destinations.iter().copied().filter(|d| *d != origin).collect();
+    /// The decision for a message that comes from these destinations: they have it.
+    pub(super) fn without(self: Arc<Self>, origins: &[DestinationId]) -> Arc<Self> {
+        if !origins.iter().any(|o| self.destinations.contains(o)) {
+            return self;
+        }
+        let destinations = self.destinations.iter().copied().filter(|d| !origins.contains(d)).collect();
         Arc::new(Self { lane: self.lane, links: self.links.clone(), destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
     }
 }

@@ -70,6 +70,13 @@ impl Watched {
     }
 }
 
+/// Upstreams that records are stored for together.
+pub(super) struct WatchedSet {
+    pub destination: DestinationId,
+    /// Places of its members among the upstreams.
+    pub members: Vec<usize>,
+}
+
 /// What the controller works on.
 pub(super) struct Surroundings {
     pub node: String,
@@ -78,6 +85,7 @@ pub(super) struct Surroundings {
     pub storage: Arc<dyn Storage>,
     pub clock: Arc<dyn Clock>,
     pub upstreams: Vec<Watched>,
+    pub sets: Vec<WatchedSet>,
     pub modes: ModeConfig,
     pub disk_free: DiskFloor,
     /// The policy, for its budgets.
@@ -90,6 +98,19 @@ pub(super) struct Surroundings {
     pub locked: Vec<Locked>,
     /// Whether there is a pub/sub `local` to tell the mode to.
     pub local: bool,
+}
+
+impl Surroundings {
+    /// Everything that is stored for upstreams is stored for one of these.
+    fn destinations(&self) -> impl Iterator<Item = DestinationId> {
+        self.upstreams.iter().map(|u| u.destination).chain(self.sets.iter().map(|s| s.destination))
+    }
+
+    /// The destinations that an upstream carries records of, by its place.
+    fn destinations_of(&self, upstream: usize) -> impl Iterator<Item = DestinationId> {
+        let sets = self.sets.iter().filter(move |s| s.members.contains(&upstream)).map(|s| s.destination);
+        self.upstreams.get(upstream).map(|u| u.destination).into_iter().chain(sets)
+    }
 }
 
 /// What is kept in the data folder.
@@ -178,8 +199,8 @@ impl Escape {
         }
         let room = DAMAGED.saturating_sub(kept.damaged.len());
         kept.damaged.extend(at.set_aside.iter().take(room).map(|p| p.display().to_string()));
-        for upstream in &at.upstreams {
-            at.hub.outbox().watch_losses(upstream.destination);
+        for destination in at.destinations() {
+            at.hub.outbox().watch_losses(destination);
         }
         let machine = ModeMachine::new(at.modes, kept.mode, now);
         let since = kept.mode.map_or(wall, |_| Timestamp(kept.mode_since));
@@ -334,7 +355,7 @@ impl Escape {
 
     /// The lines of the upstreams.
     fn books(&self) -> Vec<LedgerRow> {
-        self.at.upstreams.iter().flat_map(|u| self.at.hub.outbox().ledger_of(u.destination)).collect()
+        self.at.destinations().flat_map(|d| self.at.hub.outbox().ledger_of(d)).collect()
     }
 
     fn report(&self, outage: &Outage) -> Value {
@@ -392,8 +413,10 @@ impl Escape {
         let now = self.at.clock.monotonic();
         let disk_short = self.disk_short(now);
         let (mut used, mut quota) = (0u64, 0u64);
+        let lanes = self.at.hub.outbox().status();
+        let lane_fails = lanes.iter().any(|l| l.failure.is_some());
         // The node's own lanes have bounds of their own, and the room of lanes that nothing is in helps no other.
-        for lane in self.at.hub.outbox().status().into_iter().filter(|l| l.disk_bytes > 0 && l.lane != NOTICES && l.lane != QUARANTINE) {
+        for lane in lanes.iter().filter(|l| l.disk_bytes > 0 && l.lane != NOTICES && l.lane != QUARANTINE) {
             used += lane.disk_bytes;
             quota = quota.saturating_add(lane.quota_bytes);
         }
@@ -407,7 +430,7 @@ impl Escape {
                 LinkSight { secondary: u.secondary, state: link.state, behind: link.behind, cause: link.cause }
             })
             .collect();
-        let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short }));
+        let actions = self.machine.step(now, ModeEvent::Look(&Situation { links: &links, fill_percent, disk_short, lane_fails }));
         match self.machine.offline_for(now) {
             None => self.books_at_loss = None,
             Some(_) if self.books_at_loss.is_none() => self.books_at_loss = Some(self.books()),
@@ -530,12 +553,12 @@ impl Escape {
     /// Tells the forwarders what the controller asks of their links.
     fn order_links(&mut self) {
         let (lent, borrow) = self.hand_over();
-        for (upstream, lent) in self.at.upstreams.iter().zip(lent) {
+        for (place, (upstream, lent)) in self.at.upstreams.iter().zip(lent).enumerate() {
             let untold = |row: &LedgerRow| tombstones::is_untold(&self.kept.told, row);
             let news = (self.kept.outage.is_some() && !upstream.secondary)
                 || !self.kept.damaged.is_empty()
                 || !self.at.locked.is_empty()
-                || self.at.hub.outbox().ledger_of(upstream.destination).iter().any(untold);
+                || self.at.destinations_of(place).any(|d| self.at.hub.outbox().ledger_of(d).iter().any(untold));
             let orders = LinkOrders {
                 closed: self.machine.is_fenced(),
                 notice_follows: news && self.at.notices.is_some() && upstream.status.takes_notices() && !upstream.stands(),
@@ -551,23 +574,22 @@ impl Escape {
     /// Returns whether anything was told.
     async fn tell_losses(&mut self, now: Monotonic) -> bool {
         let Some(topic) = self.at.notices.clone() else { return false };
-        for upstream in &self.at.upstreams {
-            self.ranges.gather(self.at.hub.outbox(), upstream.destination);
+        for destination in self.at.destinations() {
+            self.ranges.gather(self.at.hub.outbox(), destination);
         }
         let due = self.told_at.is_none_or(|at| now.since(at) >= TELL);
         let mut told = false;
-        for upstream in &self.at.upstreams {
-            let awaited = upstream.orders.borrow().notice_follows;
-            if !upstream.stands() || !upstream.status.takes_notices() || !(awaited || due) {
-                continue;
-            }
-            for row in self.at.hub.outbox().ledger_of(upstream.destination) {
+        let hears = |u: &Watched| u.stands() && u.status.takes_notices() && (due || u.orders.borrow().notice_follows);
+        let mut heard: Vec<DestinationId> = self.at.upstreams.iter().filter(|u| hears(u)).map(|u| u.destination).collect();
+        // What a set has lost is told to whichever of its members is there.
+        heard.extend(self.at.sets.iter().filter(|s| s.members.iter().any(|at| hears(&self.at.upstreams[*at]))).map(|s| s.destination));
+        for destination in heard {
+            for row in self.at.hub.outbox().ledger_of(destination) {
                 if !tombstones::is_untold(&self.kept.told, &row) {
                     continue;
                 }
-                for stone in self.ranges.tombstones(&self.kept.told, &self.at.node, upstream.destination, &row) {
-                    if let Err(error) = self.at.hub.notice(&[upstream.destination], &format!("{topic}/tombstone"), stone.to_string().as_bytes()).await
-                    {
+                for stone in self.ranges.tombstones(&self.kept.told, &self.at.node, destination, &row) {
+                    if let Err(error) = self.at.hub.notice(&[destination], &format!("{topic}/tombstone"), stone.to_string().as_bytes()).await {
                         tracing::warn!(%error, "a tombstone could not be stored; its range is told without details later");
                         return told;
                     }

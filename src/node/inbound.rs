@@ -30,8 +30,9 @@ pub(super) struct Inward {
     pub route: RouteSpec,
     /// The pub/sub of the box.
     pub to: String,
-    /// The upstream that it comes from, if messages go there as well: what comes in by the route is not sent back.
-    pub origin: Option<DestinationId>,
+    /// The upstream that it comes from, if messages go there as well, and the sets of which it is a member: what comes in by the route is
+    /// not sent back.
+    pub origins: Vec<DestinationId>,
     /// The routes by which messages go there from `to`.
     pub back: Vec<RouteSpec>,
 }
@@ -156,7 +157,7 @@ impl MessageHandler for Carrier {
                 retain: message.metadata.get("retained").is_some_and(|r| is_truthy(r)),
                 ..Inbound::new(&topic, &message.data)
             };
-            self.hub.carry_in(&self.way.to, &inbound, self.way.origin).await.map(|_| ()).map_err(|e| HandlerError::Retry(e.to_string()))
+            self.hub.carry_in(&self.way.to, &inbound, &self.way.origins).await.map(|_| ()).map_err(|e| HandlerError::Retry(e.to_string()))
         })
     }
 }

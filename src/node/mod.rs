@@ -157,6 +157,15 @@ impl std::fmt::Debug for Node {
     }
 }
 
+/// Records that wait for an upstream that there is not: it was taken away or has another name now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The destination in the books, `upstream/NAME`.
+    pub destination: String,
+    /// Records that wait, over all lanes.
+    pub queued: u64,
+}
+
 /// A cheap handle to what the node is doing.
 #[derive(Clone)]
 pub struct NodeStatus {
@@ -165,6 +174,7 @@ pub struct NodeStatus {
     clock: Arc<dyn Clock>,
     hub: Option<Hub>,
     upstreams: Vec<ForwarderStatus>,
+    sets: Vec<routes::UpstreamSet>,
     escape: Option<EscapeHandle>,
     listeners: Vec<(String, String)>,
     supervisor: Supervisor,
@@ -189,6 +199,37 @@ impl NodeStatus {
         self.upstreams.iter().find(|u| u.snapshot().upstream == upstream).map(ForwarderStatus::is_behind)
     }
 
+    /// What waits for upstreams that there are not, by destination.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<Orphan> {
+        let Some(hub) = &self.hub else { return Vec::new() };
+        let served: BTreeSet<String> =
+            self.upstreams.iter().map(ForwarderStatus::upstream).chain(self.sets.iter().map(|s| s.name.as_str())).map(upstream_destination).collect();
+        let mut waits: BTreeMap<String, u64> = BTreeMap::new();
+        for row in
+            hub.outbox().ledger().into_iter().filter(|r| r.queued > 0 && r.destination.starts_with(UPSTREAM) && !served.contains(&r.destination))
+        {
+            *waits.entry(row.destination).or_default() += row.queued;
+        }
+        waits.into_iter().map(|(destination, queued)| Orphan { destination, queued }).collect()
+    }
+
+    /// Drops what waits for an upstream that there is not; its lines leave the books. Gives the number of records.
+    ///
+    /// # Errors
+    /// When there is no such [`Orphan`], or that cannot be noted.
+    pub fn drop_orphan(&self, destination: &str) -> Result<u64, String> {
+        let orphans = self.orphans();
+        let Some((hub, orphan)) = self.hub.as_ref().zip(orphans.iter().find(|o| o.destination == destination)) else {
+            let known: Vec<&str> = orphans.iter().map(|o| o.destination.as_str()).collect();
+            let accepted = if known.is_empty() { "nothing: every upstream with records that wait is there".to_owned() } else { known.join(", ") };
+            return Err(format!("found {destination:?}; accepted is {accepted}"));
+        };
+        hub.destination(destination).and_then(|id| hub.forget(id)).map_err(|e| e.to_string())?;
+        tracing::warn!(destination, records = orphan.queued, "an operator drops what waited for an upstream that is not there");
+        Ok(orphan.queued)
+    }
+
     /// The exchange; none on a node without a store.
     #[must_use]
     pub fn hub(&self) -> Option<&Hub> {
@@ -207,7 +248,7 @@ impl NodeStatus {
         self.escape.as_ref()
     }
 
-    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `lanes`, `ledger`, `flash`, `budgets`, `compaction`.
+    /// Everything as JSON: `id`, `mode`, `uptimeSeconds`, `degraded`, `listeners`, `upstreams`, `sets`, `lanes`, `ledger`, `orphans`, `flash`, `budgets`, `compaction`.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let now = self.clock.now();
@@ -226,7 +267,7 @@ impl NodeStatus {
             .collect();
         let listeners: Vec<_> = self.listeners.iter().map(|(name, address)| json!({"name": name, "address": address})).collect();
         let mut status = json!({
-            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "lanes": [], "ledger": [],
+            "id": self.app_id, "uptimeSeconds": now.since(self.started).as_secs(), "listeners": listeners, "upstreams": upstreams, "sets": [], "lanes": [], "ledger": [],
             "degraded": self.supervisor.to_json(),
         });
         if let Some(escape) = &self.escape {
@@ -234,6 +275,8 @@ impl NodeStatus {
             status["budgets"] = json!(escape.budgets().iter().map(BudgetView::to_json).collect::<Vec<_>>());
         }
         if let Some(outbox) = self.hub.as_ref().map(Hub::outbox) {
+            let queued = |set: &routes::UpstreamSet| outbox.ledger_of(set.destination).iter().map(|row| row.queued).sum::<u64>();
+            status["sets"] = self.sets.iter().map(|s| json!({"name": s.name, "members": s.members, "queued": queued(s)})).collect();
             let lanes: Vec<_> = outbox
                 .status()
                 .into_iter()
@@ -258,6 +301,7 @@ impl NodeStatus {
             let written = outbox.write_counts();
             status["lanes"] = json!(lanes);
             status["ledger"] = json!(ledger);
+            status["orphans"] = json!(self.orphans().iter().map(|o| json!({"destination": o.destination, "queued": o.queued})).collect::<Vec<_>>());
             status["flash"] = json!({
                 "bytesWritten": written.bytes, "flashBytes": written.flash_bytes, "syncs": written.syncs, "failedSyncs": written.failed_syncs,
             });
@@ -268,6 +312,8 @@ impl NodeStatus {
     }
 }
 
+/// Destinations of upstreams begin so.
+const UPSTREAM: &str = "upstream/";
 /// What the store is called among the parts of the node.
 const STORE: &str = "store";
 /// Primaries that a secondary may stand in for.
@@ -276,7 +322,7 @@ const MAX_PRIMARIES: usize = 31;
 /// Name of an upstream's destination in the store.
 #[must_use]
 pub fn upstream_destination(component: &str) -> String {
-    format!("upstream/{component}")
+    format!("{UPSTREAM}{component}")
 }
 
 impl Node {
@@ -306,7 +352,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes.forwarders, &components, (supervisor.files_set_aside(), locked)));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes, &components, (supervisor.files_set_aside(), locked)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
@@ -344,12 +390,21 @@ impl Node {
             hub: hub.clone(),
             listeners: listeners.iter().filter_map(|l| Some((l.name().to_owned(), l.reload()?))).collect(),
             forwarders: routes.forwarders.iter().map(|f| (f.status().upstream().to_owned(), f.control())).collect(),
+            sets: routes.sets.iter().map(|s| s.name.clone()).collect(),
             spaces: components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect(),
             pubsubs: components.pubsub.keys().cloned().collect(),
             routes: routes.table.take(),
             escape: escape.as_ref().map(|(_, handle)| handle.clone()),
         });
-        Ok(Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, supervisor, started })
+        let this = Self { config, host, reload, hub, transactions, components, listeners, routes, escape, readings, supervisor, started };
+        for orphan in this.status().orphans() {
+            tracing::warn!(
+                destination = orphan.destination,
+                records = orphan.queued,
+                "records wait for an upstream that there is not: give a component that name again, or drop them with `selvedge queue drop`"
+            );
+        }
+        Ok(this)
     }
 
     /// The handle to what the node is doing.
@@ -361,6 +416,7 @@ impl Node {
             clock: self.host.clock.clone(),
             hub: self.hub.clone(),
             upstreams: self.routes.forwarders.iter().map(Forwarder::status).collect(),
+            sets: self.routes.sets.clone(),
             escape: self.escape.as_ref().map(|(_, handle)| handle.clone()),
             listeners: self.listeners.iter().map(|l| (l.name().to_owned(), l.address())).collect(),
             supervisor: self.supervisor.clone(),
@@ -516,14 +572,15 @@ fn escape(
     config: &NodeConfig,
     host: &Host,
     hub: &Hub,
-    forwarders: &[Forwarder],
+    routes: &routes::Routes,
     components: &Components,
     (set_aside, locked): (Vec<PathBuf>, Vec<Locked>),
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let standby = routes::secondary(config);
     let modes = policy.map(|p| p.modes).unwrap_or_default();
-    let upstreams = forwarders
+    let upstreams: Vec<escape::Watched> = routes
+        .forwarders
         .iter()
         .map(|f| {
             let status = f.status();
@@ -536,6 +593,9 @@ fn escape(
             }
         })
         .collect();
+    let place = |name: &String| upstreams.iter().position(|u| u.status.upstream() == name);
+    let set = |s: &routes::UpstreamSet| escape::WatchedSet { destination: s.destination, members: s.members.iter().filter_map(place).collect() };
+    let sets = routes.sets.iter().map(set).collect();
     let node = hub.outbox().node().to_owned();
     let surroundings = escape::Surroundings {
         notices: config.resources.notices().map(|topic| topic.replace("{node}", &node)),
@@ -547,6 +607,7 @@ fn escape(
         storage: host.storage.clone(),
         clock: host.clock.clone(),
         upstreams,
+        sets,
         modes,
         policy: policy.cloned(),
         disk_free: policy.map(|p| p.disk_free).unwrap_or_default(),

@@ -36,6 +36,8 @@ struct Abilities {
     spaces: BTreeSet<String>,
     /// Upstreams that have a forwarder.
     upstreams: BTreeSet<String>,
+    /// Sets of upstreams that are read.
+    sets: BTreeSet<String>,
     /// All pub/subs that were made.
     pubsubs: BTreeSet<String>,
 }
@@ -63,6 +65,10 @@ fn served(route: &RouteSpec, wanted: &Resources, can: &Abilities) -> Served {
         } else {
             Served::Never(format!("a route names {unknown:?}, and no pub/sub component has that name"))
         };
+    }
+    // The forwarders of a set are given its readers when they are made.
+    if route.set().is_some_and(|set| route.to.iter().all(|to| can.upstreams.contains(to)) && !can.sets.contains(&set)) {
+        return Served::AfterRestart;
     }
     let inward = !can.spaces.contains(&route.from);
     for to in &route.to {
@@ -259,6 +265,7 @@ pub(super) struct Parts {
     pub hub: Option<Hub>,
     pub listeners: BTreeMap<String, Arc<dyn ListenerReload>>,
     pub forwarders: BTreeMap<String, ForwarderControl>,
+    pub sets: BTreeSet<String>,
     pub spaces: BTreeSet<String>,
     pub pubsubs: BTreeSet<String>,
     pub routes: Option<RouteTable>,
@@ -292,6 +299,7 @@ impl ReloadHandle {
             listeners: parts.listeners.keys().cloned().collect(),
             spaces: parts.spaces.clone(),
             upstreams: parts.forwarders.keys().cloned().collect(),
+            sets: parts.sets.clone(),
             pubsubs: parts.pubsubs.clone(),
         };
         let Plan { next, mut outcome } = plan(&parts.running, wanted, &can)?;
@@ -326,7 +334,7 @@ impl Parts {
         for (name, control) in &self.forwarders {
             let policy = policies().find(|u| u.component == *name);
             let drain: DrainSpec = next.forwardings.first().map(|f| f.drain).unwrap_or_default();
-            let routes = self.forwarders.keys().map(|owner| (owner.clone(), routes_towards(next, owner))).collect();
+            let routes = self.forwarders.keys().chain(&self.sets).map(|owner| (owner.clone(), routes_towards(next, owner))).collect();
             control.set(ForwarderSettings { routes, drain, ..ForwarderSettings::of(policy) });
         }
         if let Some(routes) = &self.routes {
@@ -347,6 +355,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::resource::Deliver;
 
     fn read(yaml: &str) -> Resources {
         let dir = tempfile::tempdir().unwrap();
@@ -367,7 +376,13 @@ mod tests {
 
     fn can() -> Abilities {
         let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect();
-        Abilities { listeners: names(&["devices"]), spaces: names(&["local"]), upstreams: names(&["cloud"]), pubsubs: names(&["local", "cloud"]) }
+        Abilities {
+            listeners: names(&["devices"]),
+            spaces: names(&["local"]),
+            upstreams: names(&["cloud"]),
+            sets: BTreeSet::new(),
+            pubsubs: names(&["local", "cloud"]),
+        }
     }
 
     const URL: &str = "{name: url, value: \"mqtt://a\"}";
@@ -435,6 +450,20 @@ mod tests {
             // Whatever is put in place, what is left is what was named.
             assert_eq!(plan(&next, &wanted, &can()).ok().unwrap().outcome, Reload { live: Vec::new(), restart: outcome.restart });
         }
+    }
+
+    #[test]
+    fn a_set_that_has_its_readers_changes_live_and_a_new_one_waits_for_the_next_start() {
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect();
+        let mut can = Abilities { upstreams: names(&["a", "b"]), pubsubs: names(&["local", "a", "b"]), ..can() };
+        let mut wanted = base();
+        wanted.forwardings[0].routes[0].to = vec!["b".to_owned(), "a".to_owned()];
+        wanted.forwardings[0].routes[0].deliver = Deliver::FirstAck;
+        let outcome = plan(&base(), &wanted, &can).ok().unwrap().outcome;
+        assert_eq!((outcome.live, outcome.restart), (Vec::new(), vec!["routes: 1 new, 1 gone".to_owned()]));
+        can.sets = names(&["a|b"]);
+        let outcome = plan(&base(), &wanted, &can).ok().unwrap().outcome;
+        assert_eq!((outcome.live, outcome.restart), (vec!["routes: 1 new, 1 gone".to_owned()], Vec::new()));
     }
 
     #[test]

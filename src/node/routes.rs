@@ -13,10 +13,10 @@ use super::inbound::{Ids, InboundRoutes, Inward};
 use super::local_routes::{Inside, LocalRoutes};
 use super::{Components, Host, MAX_PRIMARIES, NodeConfig, NodeError, is_space, upstream_destination};
 use crate::component::{Tables, Uplink};
-use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, StandIn};
+use crate::forward::{ForwardMetrics, Forwarder, ForwarderConfig, ForwarderSettings, SetShare, StandIn};
 use crate::hub::{Hub, HubRoute, NOTICES, QUARANTINE, RouteRule, Shard, When};
 use crate::outbox::{DestinationId, LaneId};
-use crate::resource::{Resources, RouteSpec, UpstreamRole, UpstreamSpec};
+use crate::resource::{Deliver, Resources, RouteSpec, SET_SEPARATOR, UpstreamRole, UpstreamSpec};
 use crate::telemetry::Metrics;
 
 /// Destinations of routes that stay on the box begin so.
@@ -29,6 +29,16 @@ pub(super) struct Routes {
     pub inbound: Option<InboundRoutes>,
     pub local: Option<LocalRoutes>,
     pub table: Option<RouteTable>,
+    pub sets: Vec<UpstreamSet>,
+}
+
+/// Upstreams that records are stored for together: each is done when the first of them has it.
+#[derive(Debug, Clone)]
+pub(super) struct UpstreamSet {
+    pub name: String,
+    pub destination: DestinationId,
+    /// Those of its members that are upstreams of this node, by name.
+    pub members: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,6 +93,7 @@ pub(super) struct RouteTable {
     hub: Hub,
     counts: RouteMetrics,
     upstreams: BTreeMap<String, DestinationId>,
+    sets: Vec<UpstreamSet>,
     spaces: BTreeSet<String>,
     inbound: watch::Sender<Vec<Inward>>,
     local: watch::Sender<Vec<Inside>>,
@@ -98,9 +109,13 @@ impl RouteTable {
         for route in resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| self.spaces.contains(&r.from)) {
             let fail = |e: &dyn std::fmt::Display| format!("the route from {:?} to {:?} cannot be set up: {e}", route.from, route.to);
             let upstreams = route.to.iter().filter_map(|to| self.upstreams.get(to).map(|id| (to.clone(), *id)));
-            let (mut destinations, shard): (SmallVec<[DestinationId; 2]>, Option<Shard>) = match &route.shard {
-                Some(key) => (SmallVec::new(), Some(Shard { key: key.clone(), members: upstreams.collect() })),
-                None => (upstreams.map(|(_, id)| id).collect(), None),
+            let (mut destinations, shard): (SmallVec<[DestinationId; 2]>, Option<Shard>) = match &route.deliver {
+                Deliver::Both => (upstreams.map(|(_, id)| id).collect(), None),
+                Deliver::Shard(key) => (SmallVec::new(), Some(Shard { key: key.clone(), members: upstreams.collect() })),
+                Deliver::FirstAck => {
+                    let set = route.set().and_then(|name| self.sets.iter().find(|s| s.name == name)).map(|s| s.destination);
+                    (SmallVec::from_iter([set.ok_or_else(|| fail(&"there is no such set"))?]), None)
+                }
             };
             let to: Vec<String> = route.to.iter().filter(|t| self.spaces.contains(*t)).cloned().collect();
             if !to.is_empty() {
@@ -116,7 +131,7 @@ impl RouteTable {
         }
         self.hub.set_routes(&routes).map_err(|e| e.to_string())?;
         self.local.send_replace(inside);
-        self.inbound.send_replace(inward(resources, &self.spaces, &self.upstreams));
+        self.inbound.send_replace(inward(resources, &self.spaces, &self.upstreams, &self.sets));
         Ok(())
     }
 
@@ -133,22 +148,59 @@ impl RouteTable {
 }
 
 /// The routes that lead in, by the pub/sub of the box that they lead to.
-fn inward(resources: &Resources, spaces: &BTreeSet<String>, upstreams: &BTreeMap<String, DestinationId>) -> Vec<Inward> {
-    let all = resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| !spaces.contains(&r.from));
-    let each = all.flat_map(|route| route.to.iter().filter(|to| spaces.contains(*to)).map(move |to| (route, to)));
-    each.map(|(route, to)| Inward {
-        route: route.clone(),
-        to: to.clone(),
-        origin: upstreams.get(&route.from).copied(),
-        back: routes_towards(resources, &route.from).into_iter().filter(|r| r.from == *to).collect(),
+fn inward(resources: &Resources, spaces: &BTreeSet<String>, upstreams: &BTreeMap<String, DestinationId>, sets: &[UpstreamSet]) -> Vec<Inward> {
+    let routes = || resources.forwardings.iter().flat_map(|f| &f.routes);
+    let each = routes().filter(|r| !spaces.contains(&r.from));
+    let each = each.flat_map(|route| route.to.iter().filter(|to| spaces.contains(*to)).map(move |to| (route, to)));
+    each.map(|(route, to)| {
+        let sets = sets.iter().filter(|s| s.members.contains(&route.from)).map(|s| s.destination);
+        Inward {
+            route: route.clone(),
+            to: to.clone(),
+            origins: upstreams.get(&route.from).copied().into_iter().chain(sets).collect(),
+            back: routes().filter(|r| r.from == *to && r.to.contains(&route.from)).cloned().collect(),
+        }
     })
     .collect()
 }
 
-/// The routes that lead to an upstream.
+/// The routes that lead to an upstream, or to a set by its name. To a set that none leads to any more: those that lead to its members, whose
+/// topics are the same most often.
 pub(super) fn routes_towards(resources: &Resources, upstream: &str) -> Vec<RouteSpec> {
-    let all = resources.forwardings.iter().flat_map(|f| &f.routes);
-    all.filter(|r| r.to.iter().any(|t| t == upstream)).cloned().collect()
+    let all = || resources.forwardings.iter().flat_map(|f| &f.routes);
+    let leads = |r: &&RouteSpec| r.set().map_or_else(|| r.to.iter().any(|t| t == upstream), |set| set == upstream);
+    let routes: Vec<RouteSpec> = all().filter(leads).cloned().collect();
+    if !routes.is_empty() || !upstream.contains(SET_SEPARATOR) {
+        return routes;
+    }
+    all().filter(|r| r.to.iter().any(|to| upstream.split(SET_SEPARATOR).any(|member| member == to))).cloned().collect()
+}
+
+/// Sets that routes lead to, and those of earlier settings that something waits for: it goes to the members that are still there.
+fn sets(config: &NodeConfig, hub: &Hub, spaces: &BTreeSet<String>, forwarders: &mut [Draft]) -> Result<Vec<UpstreamSet>, NodeError> {
+    let wanted = config.resources.forwardings.iter().flat_map(|f| &f.routes).filter(|r| spaces.contains(&r.from)).filter_map(RouteSpec::set);
+    let mut names: BTreeSet<String> = wanted.collect();
+    let rows = hub.outbox().ledger().into_iter().filter(|row| row.queued > 0);
+    names.extend(
+        rows.filter_map(|row| row.destination.strip_prefix(&upstream_destination("")).map(str::to_owned)).filter(|n| n.contains(SET_SEPARATOR)),
+    );
+    let mut sets = Vec::new();
+    for name in names {
+        let members: Vec<usize> = name.split(SET_SEPARATOR).filter_map(|m| forwarders.iter().position(|(f, _)| f.name == m)).collect();
+        // An upstream that is called like a set is one.
+        if members.is_empty() || forwarders.iter().any(|(f, _)| f.name == name) {
+            continue;
+        }
+        let fail = |e: &dyn std::fmt::Display| NodeError::Route(format!("the set of upstreams {name} cannot be set up: {e}"));
+        let destination = hub.destination(&upstream_destination(&name)).map_err(|e| fail(&e))?;
+        let set = hub.set(destination, members.len());
+        let routes = routes_towards(&config.resources, &name);
+        for (member, at) in members.iter().enumerate() {
+            forwarders[*at].0.sets.push(SetShare { name: name.clone(), set: set.clone(), member, routes: routes.clone() });
+        }
+        sets.push(UpstreamSet { destination, members: members.iter().map(|at| forwarders[*at].0.name.clone()).collect(), name });
+    }
+    Ok(sets)
 }
 
 /// The secondary upstream of the policy, if there is one.
@@ -204,12 +256,13 @@ pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, tables: &Arc<d
     let spaces: BTreeSet<String> = components.pubsub.iter().filter(|(name, p)| is_space(name, p)).map(|(name, _)| name.clone()).collect();
     let mut drafts = drafts(config, hub, components, &spaces)?;
     stand_ins(config, hub, &mut drafts)?;
+    let sets = sets(config, hub, &spaces, &mut drafts)?;
     let counts = RouteMetrics::register(&host.metrics);
     let metrics = ForwardMetrics::register(&host.metrics);
     let (inbound, inbound_wanted) = watch::channel(Vec::new());
     let (local, local_wanted) = watch::channel(Vec::new());
     let upstreams = drafts.iter().map(|(f, _)| (f.name.clone(), f.destination)).collect();
-    let table = RouteTable { hub: hub.clone(), counts: counts.clone(), upstreams, spaces, inbound, local };
+    let table = RouteTable { hub: hub.clone(), counts: counts.clone(), upstreams, sets: sets.clone(), spaces, inbound, local };
     table.apply(&config.resources).map_err(NodeError::Route)?;
     if let Some(Inward { route, .. }) = table.inbound.borrow().iter().find(|way| !components.pubsub.contains_key(&way.route.from)) {
         return Err(NodeError::Route(format!("a route comes from {:?}, and no pub/sub component has that name", route.from)));
@@ -222,6 +275,7 @@ pub(super) fn set_up(config: &NodeConfig, host: &Host, hub: &Hub, tables: &Arc<d
         inbound: Some(InboundRoutes::new(inbound_wanted, sources, hub.clone(), counts.clone(), ids)),
         local: Some(LocalRoutes::new(local_wanted, hub.clone(), counts)),
         table: Some(table),
+        sets,
     })
 }
 
@@ -240,8 +294,9 @@ fn drafts(config: &NodeConfig, hub: &Hub, components: &Components, spaces: &BTre
     let mut drafts = Vec::new();
     for (name, loaded) in components.pubsub.iter().filter(|(name, _)| !spaces.contains(*name)) {
         let towards = routes_towards(&config.resources, name);
+        let named = |r: &RouteSpec| r.to.iter().any(|to| to == name);
         let Some(uplink) = loaded.item.uplink() else {
-            if !towards.is_empty() {
+            if config.resources.forwardings.iter().flat_map(|f| &f.routes).any(named) {
                 return Err(NodeError::Route(format!(
                     "a route leads to {name:?} ({}), which cannot be an upstream; accepted are pubsub.mqtt3 and pubsub.mqtt5",
                     loaded.type_name

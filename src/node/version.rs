@@ -107,7 +107,9 @@ mod tests {
         assert_eq!((refused.found, refused.writer.as_str()), (7, "3.2.1"));
         let text = refused.to_string();
         assert!(
-            text.contains("version is 7 (written by 3.2.1)") && text.contains("up to 2") && text.contains("start selvedge 3.2.1 or later"),
+            text.contains("version is 7 (written by 3.2.1)")
+                && text.contains(&format!("up to {STORE_VERSION}"))
+                && text.contains("start selvedge 3.2.1 or later"),
             "{text}"
         );
         std::fs::write(path(dir), "\0\0").unwrap();

@@ -1,5 +1,7 @@
 //! The bytes of a segment: a header, then records, each with a length and a checksum. Decision record 0001 has the layout.
 
+use std::time::Duration;
+
 use smallvec::SmallVec;
 
 use super::{DestinationId, NewRecord};
@@ -427,6 +429,12 @@ pub(crate) struct RawRecord<'a> {
 impl<'a> RawRecord<'a> {
     pub fn destinations(&self) -> impl Iterator<Item = DestinationId> + 'a {
         self.destinations.chunks_exact(2).map(|c| DestinationId(u16::from_le_bytes([c[0], c[1]])))
+    }
+
+    /// Whether its life is over at this time; `ttl` is what its lane allows.
+    pub fn is_over(&self, now: Timestamp, ttl: Option<Duration>) -> bool {
+        let age = now.since(self.accepted.at);
+        self.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t)
     }
 
     /// The attributes, whose list of user properties lives on the stack of this call.

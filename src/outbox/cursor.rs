@@ -190,6 +190,12 @@ impl Cursor {
         !done
     }
 
+    /// Whether this record was handed out and has not ended.
+    pub fn is_out(&self, sequence: u64) -> bool {
+        let at = self.window.binary_search_by_key(&sequence, |(s, _)| *s);
+        at.map_or_else(|_| self.sides.is_out(sequence), |at| !self.window[at].1)
+    }
+
     /// A record that was handed out ended; false when it was not out (acknowledged twice, evicted meanwhile).
     pub fn finish(&mut self, sequence: u64, end: End) -> bool {
         let Ok(at) = self.window.binary_search_by_key(&sequence, |(s, _)| *s) else {

@@ -10,6 +10,7 @@
 //! Invariant, per lane and destination, at every moment and over restarts:
 //! `accepted = delivered + expired + evicted + aggregated + queued`.
 
+mod again;
 mod aggregate;
 mod books;
 mod codec;

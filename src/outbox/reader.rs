@@ -76,7 +76,7 @@ impl Run {
         self.filled = end;
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.bodies.clear();
         self.filled = 0;
         self.cover = Cover::Plain;
@@ -126,8 +126,7 @@ impl Run {
             }
             if sequence >= cursor.next_in(piece) {
                 if record.destinations().any(|d| d == destination) {
-                    let age = now.since(record.accepted.at);
-                    let over = record.ttl_seconds.is_some_and(|t| age.as_secs() >= u64::from(t)) || ttl.is_some_and(|t| age > t);
+                    let over = record.is_over(now, ttl);
                     if cursor.hand_out_in(piece, sequence) {
                         if over {
                             cursor.finish(sequence, End::Expired);

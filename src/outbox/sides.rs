@@ -205,6 +205,12 @@ impl Sides {
         }
     }
 
+    /// Whether this record was handed out and has not ended.
+    pub fn is_out(&self, sequence: u64) -> bool {
+        let Some((_, piece)) = self.pieces.range(..=sequence).next_back() else { return false };
+        piece.window.binary_search_by_key(&sequence, |(s, _)| *s).is_ok_and(|at| !piece.window[at].1)
+    }
+
     /// A record that was handed out ended; false when it was not out.
     pub fn finish(&mut self, sequence: u64) -> bool {
         let Some((_, piece)) = self.pieces.range_mut(..=sequence).next_back() else { return false };

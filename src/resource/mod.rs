@@ -18,9 +18,9 @@ pub use key_source::{KeySource, read_keys};
 pub use load::{LoadError, load, load_configuration};
 pub use own::DEFAULT_QUOTA_BYTES;
 pub use spec::{
-    BulkSubscribe, ComponentSpec, ConfigurationSpec, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits,
-    ListenerProtocol, ListenerSpec, ListenerTls, Origin, PropertySource, PropertyValue, RouteRule, RouteSpec, SecretScope, SubscriptionSpec,
-    UpstreamRole, UpstreamSpec,
+    BulkSubscribe, ComponentSpec, ConfigurationSpec, DedupeSpec, Deliver, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec,
+    ListenerLimits, ListenerProtocol, ListenerSpec, ListenerTls, Origin, PropertySource, PropertyValue, RouteRule, RouteSpec, SET_SEPARATOR,
+    SecretScope, SubscriptionSpec, UpstreamRole, UpstreamSpec,
 };
 pub use strict::Environment;
 

@@ -7,8 +7,8 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::key_source::{keys, lost};
 use super::spec::{
-    DEFAULT_NOTICES, DedupeSpec, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol, ListenerSpec,
-    ListenerTls, Origin, RouteSpec, UpstreamRole, UpstreamSpec,
+    DEFAULT_NOTICES, DedupeSpec, Deliver, DiskFloor, DrainSpec, EscapePolicySpec, ForwardingSpec, LaneSpec, ListenerLimits, ListenerProtocol,
+    ListenerSpec, ListenerTls, Origin, RouteSpec, UpstreamRole, UpstreamSpec,
 };
 use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
@@ -288,21 +288,25 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
             findings.add(Severity::Error, *line, &fields.key("when"), error);
         }
         let when = when.map(|(t, _)| t).unwrap_or_default();
-        let shards = fields.parsed("deliver", false, findings, |t| match t {
-            "both" => Ok(false),
-            "shard" => Ok(true),
-            _ => Err("both (each upstream gets everything) or shard".to_owned()),
+        let mut deliver = fields.parsed("deliver", Deliver::Both, findings, |t| match t {
+            "both" => Ok(Deliver::Both),
+            "shard" => Ok(Deliver::Shard(ShardKey::Topic)),
+            "first-ack" => Ok(Deliver::FirstAck),
+            _ => Err("both (each upstream gets everything), shard, or first-ack (done when one of them has it)".to_owned()),
         });
         let key = fields.text("shardBy", findings);
-        if let (Some((_, line)), false) = (&key, shards) {
+        if let (Some((_, line)), Deliver::Both | Deliver::FirstAck) = (&key, &deliver) {
             findings.add(Severity::Error, *line, &fields.key("shardBy"), "is for deliver: shard");
         }
-        let shard = key.map_or(Ok(ShardKey::Topic), |(text, line)| {
-            ShardKey::parse(&text).inspect_err(|accepted| {
-                findings.add(Severity::Error, line, &fields.key("shardBy"), format!("found {text:?}; accepted is {accepted}"));
-            })
-        });
-        let shard = shard.ok().filter(|_| shards);
+        if let Some((text, line)) = key {
+            match (ShardKey::parse(&text), &mut deliver) {
+                (Ok(key), Deliver::Shard(by)) => *by = key,
+                (Ok(_), _) => {}
+                (Err(accepted), _) => {
+                    findings.add(Severity::Error, line, &fields.key("shardBy"), format!("found {text:?}; accepted is {accepted}"));
+                }
+            }
+        }
         let dedupe = fields.map("dedupe", findings).map(|mut fields| {
             let window = fields.duration("window", DEFAULT_DEDUPE_WINDOW, findings);
             let ids = fields.number("ids", DEFAULT_DEDUPE_IDS, 1..=100_000, findings) as usize;
@@ -313,7 +317,7 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
         let origin = Origin { file: findings.file.clone(), line: fields.line(), key: fields.path().to_owned() };
         fields.finish(findings);
         if let Some((from, _)) = from {
-            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, shard, dedupe });
+            routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, deliver, dedupe });
         }
     }
     let mut lanes = Vec::new();

@@ -1,6 +1,8 @@
 //! What routes may not do together: lead from one upstream to another, or feed themselves.
 
-use super::{Problem, Resources, RouteSpec, Severity};
+use super::{Deliver, Problem, Resources, RouteSpec, SET_SEPARATOR, Severity, UpstreamRole};
+use crate::hub::MAX_MEMBERS;
+use crate::outbox::Durability;
 use crate::topic;
 
 /// A filter that covers what has this prefix, whatever follows.
@@ -57,6 +59,42 @@ fn way_back(routes: &[&RouteSpec], start: usize) -> Option<Vec<usize>> {
     None
 }
 
+fn secondaries(resources: &Resources) -> impl Iterator<Item = &str> {
+    let upstreams = resources.escape_policies.iter().flat_map(|p| &p.upstreams);
+    upstreams.filter(|u| u.role == UpstreamRole::Secondary).map(|u| u.component.as_str())
+}
+
+/// What keeps the ends of a route from being a set.
+fn set_mistake(route: &RouteSpec, resources: &Resources, is_local: impl Fn(&str) -> bool) -> Option<String> {
+    let to = &route.to;
+    if let Some(local) = to.iter().find(|t| is_local(t)) {
+        return Some(format!("and leads to {local:?}; accepted is that with upstreams alone (a route of its own may lead to {local:?})"));
+    }
+    if let Some((_, twice)) = to.iter().enumerate().find(|(at, t)| to[..*at].contains(t)) {
+        return Some(format!("and names {twice:?} twice; accepted is each upstream once"));
+    }
+    if !(2..=MAX_MEMBERS).contains(&to.len()) {
+        return Some(format!("with {} in to; accepted is that with 2 to {MAX_MEMBERS} upstreams", to.len()));
+    }
+    if let Some(odd) = to.iter().find(|t| t.contains(SET_SEPARATOR)) {
+        return Some(format!("and leads to {odd:?}; accepted are names without {SET_SEPARATOR:?}, which stands between them in the books"));
+    }
+    if let Some(set) = route.set().filter(|set| resources.components.iter().any(|c| c.name == *set)) {
+        return Some(format!("and a component is called {set:?}, as its upstreams together are in the books; accepted is another name for it"));
+    }
+    let secondary = secondaries(resources).find(|s| to.iter().any(|t| t == s))?;
+    Some(format!(
+        "and leads to {secondary:?}, a secondary upstream of the EscapePolicy; accepted are primary ones: a secondary waits for one to be down"
+    ))
+}
+
+/// An upstream that both routes lead to as different destinations, for the same topics.
+fn twice<'r>(route: &'r RouteSpec, other: &RouteSpec) -> Option<&'r String> {
+    let overlap = || route.topics.iter().any(|a| other.topics.iter().any(|b| topic::overlap(a, b)));
+    let shared = route.to.iter().find(|t| other.to.contains(t))?;
+    (route.from == other.from && route.set() != other.set() && overlap()).then_some(shared)
+}
+
 /// Adds what is wrong.
 pub(super) fn check(resources: &mut Resources) {
     let is_local =
@@ -82,8 +120,34 @@ pub(super) fn check(resources: &mut Resources) {
             found.push(problem(route, format!("leads from {:?} to {to:?}; accepted is a route with local at one end", route.from)));
         }
     }
-    for route in all.iter().filter(|r| r.shard.is_some() && r.to.iter().filter(|t| !is_local(t)).count() < 2) {
+    for route in all.iter().filter(|r| matches!(r.deliver, Deliver::Shard(_)) && r.to.iter().filter(|t| !is_local(t)).count() < 2) {
         found.push(problem(route, "says deliver: shard; accepted is that with at least two upstreams in to".to_owned()));
+    }
+    for (at, route) in all.iter().enumerate().filter(|(_, r)| r.deliver == Deliver::FirstAck) {
+        if let Some(text) = set_mistake(route, resources, is_local) {
+            found.push(problem(route, format!("says deliver: first-ack {text}")));
+            continue;
+        }
+        let passing = resources.forwardings.iter().flat_map(|f| &f.lanes).filter(|l| l.durability == Durability::Passthrough);
+        for lane in passing.filter(|l| l.matches.iter().any(|m| route.topics.iter().any(|t| topic::overlap(m, t)))) {
+            let text = format!(
+                "says deliver: first-ack for topics that the lane {} may take, which stores nothing (durability: passthrough); accepted are topics of lanes that store",
+                lane.name
+            );
+            found.push(problem(route, text));
+        }
+        if let Some(secondary) = secondaries(resources).next() {
+            let text = format!(
+                "says deliver: first-ack: the secondary upstream {secondary:?} does not stand in for it; what takes it waits while none of {} stands",
+                route.to.join(", ")
+            );
+            found.push(Problem { severity: Severity::Warning, ..problem(route, text) });
+        }
+        // Two destinations are two copies.
+        for (other, twice) in all.iter().enumerate().filter(|(n, _)| *n != at).filter_map(|(_, r)| Some((r, twice(route, r)?))) {
+            let text = format!("says deliver: first-ack, and {twice:?} gets what it takes again by {}", other.origin.key);
+            found.push(Problem { severity: Severity::Warning, ..problem(route, text) });
+        }
     }
     for route in all.iter().filter(|r| r.dedupe.is_some() && is_local(&r.from)) {
         found

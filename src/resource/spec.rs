@@ -213,6 +213,9 @@ impl std::fmt::Display for Origin {
     }
 }
 
+/// Stands between the names of the upstreams in the name of their set.
+pub const SET_SEPARATOR: &str = "|";
+
 /// One route of a forwarding.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RouteSpec {
@@ -230,10 +233,22 @@ pub struct RouteSpec {
     pub strip_prefix: String,
     /// In which modes, or for which messages, it is taken: what [`crate::hub::When`] reads; empty = always.
     pub when: String,
-    /// Its upstreams share the messages by this; without it each gets all.
-    pub shard: Option<ShardKey>,
+    /// What its upstreams get of the messages.
+    pub deliver: Deliver,
     /// Of a route that leads in: what has come once is not carried again.
     pub dedupe: Option<DedupeSpec>,
+}
+
+/// `deliver` of a route: what each of its upstreams gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Deliver {
+    /// Everything.
+    #[default]
+    Both,
+    /// Each message goes to one of them, by this.
+    Shard(ShardKey),
+    /// Each message is done when the first of them has it.
+    FirstAck,
 }
 
 /// `dedupe` of a route.
@@ -246,6 +261,14 @@ pub struct DedupeSpec {
 }
 
 impl RouteSpec {
+    /// The name of the set that its upstreams are, the same in whatever order they stand; none when each is on its own.
+    #[must_use]
+    pub fn set(&self) -> Option<String> {
+        let mut names: Vec<&str> = self.to.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        (self.deliver == Deliver::FirstAck).then(|| names.join(SET_SEPARATOR))
+    }
+
     /// The topic at the destination.
     #[must_use]
     pub fn map_topic(&self, topic: &str) -> String {

@@ -209,3 +209,73 @@ fn a_transaction_and_its_event_happen_together_with_the_broker_away_and_over_kil
     }
     drop(node);
 }
+
+#[test]
+fn events_that_cannot_be_stored_make_transactions_wait_over_restarts_too_and_all_are_told_of_in_order() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    proxy.set(Fault::Refuse);
+    let files = tempfile::tempdir().unwrap();
+    let (upstream, db) = (selvedge_tests::yaml::cloud(proxy.port), files.path().join("s.db"));
+    let place = Place::new(&format!(
+        r##"{upstream}apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: store}}
+spec:
+  type: state.sqlite
+  version: v1
+  metadata: [{{name: outboxPublishPubsub, value: cloud}}, {{name: outboxPublishTopic, value: told}}, {{name: connectionString, value: "{}"}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  lanes: [{{name: small, match: ["#"], durability: fsync, quota: 1MiB, onFull: reject}}]
+"##,
+        db.display()
+    ));
+    let node = place.start();
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let metrics: u16 = place.flag("metrics-port").parse().unwrap();
+    let waiting =
+        |n: usize| request(metrics, "GET /metrics", &[], "").body.contains(&format!("selvedge_state_outbox_waiting{{store=\"store\"}} {n}\n"));
+    let full = "x".repeat(10_000);
+    eventually(LONG, "the lane is full", || {
+        request(http, "POST /v1.0/publish/cloud/other?metadata.rawPayload=true", &[("content-type", "text/plain")], &full).start == "429"
+    });
+    let keys = |first: usize, count: usize| {
+        let each = |key| format!(r#"{{"operation":"upsert","request":{{"key":"{key:05}","value":"{key:05}{}"}}}}"#, "y".repeat(10_000));
+        format!(r#"{{"operations":[{}]}}"#, (first..first + count).map(each).collect::<Vec<_>>().join(","))
+    };
+    let transact =
+        move |first: usize, count: usize| try_request(http, "POST /v1.0/state/store/transaction", &[], &keys(first, count)).map(|a| a.start);
+    for at in 0..10 {
+        assert_eq!(transact(at * 100, 100).unwrap(), "204");
+    }
+    assert!(waiting(1_000));
+    // The next one waits, and has changed nothing when the node dies.
+    let blocked = std::thread::spawn(move || transact(1_000, 1));
+    eventually(LONG, "the node has it", || node.status()["id"].is_string());
+    node.kill();
+    assert!(blocked.join().unwrap().is_err());
+    let node = place.start();
+    eventually(LONG, "they still wait", || waiting(1_000));
+    let blocked = std::thread::spawn(move || transact(1_000, 1));
+    let mut sink = Client::connect(broker.port, "sink", true).unwrap();
+    sink.subscribe("told").unwrap();
+    assert!(!blocked.is_finished() && waiting(1_000), "there is no room for another one");
+    proxy.set(Fault::None);
+    assert_eq!(blocked.join().unwrap().unwrap(), "204");
+    // The order is that of the commits; one that was on its way when the node died may come twice.
+    let (mut next, mut ids) = (0, std::collections::BTreeSet::new());
+    while next < 1_001 {
+        let (_, payload) = sink.receive(LONG).unwrap().unwrap_or_else(|| panic!("{next} events came"));
+        let event: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        if ids.insert(event["id"].as_str().unwrap().to_owned()) {
+            assert_eq!(event["data"].as_str().unwrap()[..5].parse(), Ok(next));
+            next += 1;
+        }
+    }
+    eventually(LONG, "all are told of", || waiting(0));
+    assert_eq!(node.terminate(), Some(0));
+}

@@ -72,13 +72,17 @@ fn commands_published_while_the_box_is_down_or_dying_all_reach_a_device_that_is_
         command("cmd");
         command("conf");
     }
-    // While it dies, again and again.
-    for round in 1..=5 {
+    // While it dies, again and again, and while it stops in an orderly way.
+    for round in 1..=10 {
         let node = place.start();
         for _ in 0..round * 20 {
             command("cmd");
         }
-        node.kill();
+        if round % 2 == 0 {
+            assert_eq!(node.terminate(), Some(0));
+        } else {
+            node.kill();
+        }
     }
     let node = place.start();
     let sent = command("cmd");

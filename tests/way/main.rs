@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod doctor;
 mod escape;
+mod first;
 mod init;
 mod newcomer;
 mod newest;

@@ -99,3 +99,61 @@ spec:
     }
     assert_eq!(node.terminate(), Some(0));
 }
+
+#[test]
+fn what_waits_for_an_upstream_that_was_taken_away_is_told_comes_back_with_its_name_and_can_be_dropped() {
+    let broker = Mosquitto::start();
+    let (dead, devices) = (free_port(), free_port());
+    let yaml = |name: &str, port: u16| {
+        let (upstream, listener) = (yaml::upstream(name, port), yaml::devices(devices));
+        format!(
+            r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["#"], to: [{name}]}}]
+"##
+        )
+    };
+    let place = Place::new(&yaml("old", dead));
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    for n in 0..5 {
+        device.publish("sensors/a", format!("{n}").as_bytes()).unwrap();
+    }
+    let (sound, said) = queue(&place, &["drop", "upstream/old"]);
+    assert!(!sound && said.contains("accepted is nothing"), "what has an upstream is not dropped: {said}");
+    node.kill();
+
+    place.rewrite(&yaml("new", broker.port));
+    let node = place.start();
+    assert!(node.has_logged("records wait for an upstream that there is not"), "{:?}", node.log());
+    let (_, said) = queue(&place, &[]);
+    assert!(said.contains("upstream/old: 5 records wait for an upstream that there is not"), "{said}");
+    let doctor = Command::new(binary()).args(["doctor", "--data-dir"]).arg(place.data()).output().unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    assert!(doctor.contains("5 records wait for an upstream that there is not"), "{doctor}");
+    node.kill();
+
+    // The name is there again: they leave.
+    place.rewrite(&yaml("old", broker.port));
+    let node = place.start();
+    eventually(LONG, "they have left", || node.ledger("upstream/old", "delivered") == 5);
+    assert_eq!(node.status()["orphans"], serde_json::json!([]));
+    assert_eq!(node.terminate(), Some(0));
+
+    place.rewrite(&yaml("old", dead));
+    let node = place.start();
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    device.publish("sensors/a", b"for nobody").unwrap();
+    node.kill();
+    place.rewrite(&yaml("new", broker.port));
+    let node = place.start();
+    let (sound, said) = queue(&place, &["drop", "upstream/old"]);
+    assert!(sound && said.starts_with("1 records of upstream/old dropped"), "{said}");
+    assert_eq!((&node.status()["orphans"], node.ledger("upstream/old", "queued")), (&serde_json::json!([]), 0));
+    node.kill();
+    let node = place.start();
+    assert!(!node.has_logged("records wait for an upstream"), "{:?}", node.log());
+    assert_eq!(node.terminate(), Some(0));
+}

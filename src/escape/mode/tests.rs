@@ -23,9 +23,13 @@ impl Box {
     }
 
     fn look(&mut self, seconds: u64, links: &[LinkSight], fill_percent: u8, disk_short: bool) -> Mode {
+        self.sees(seconds, &Situation { links, fill_percent, disk_short, lane_fails: false })
+    }
+
+    fn sees(&mut self, seconds: u64, situation: &Situation<'_>) -> Mode {
         for _ in 0..seconds {
             self.now = self.now.plus(Duration::from_secs(1));
-            self.event(ModeEvent::Look(&Situation { links, fill_percent, disk_short }));
+            self.event(ModeEvent::Look(situation));
         }
         self.machine.mode()
     }
@@ -49,6 +53,19 @@ fn an_outage_from_its_first_second_to_its_last() {
     let began = Monotonic(Duration::from_secs(102));
     let outage: Vec<ModeAction> = b.actions.iter().copied().filter(|a| !matches!(a, ModeAction::Changed { .. })).collect();
     assert_eq!(outage, [ModeAction::OutageBegan(began), ModeAction::OutageEnded]);
+}
+
+#[test]
+fn a_lane_that_cannot_be_written_for_some_seconds_is_a_matter_of_survival_whatever_the_links_do() {
+    let mut b = Box::new();
+    b.see(1, LinkState::Up);
+    let links = [link(LinkState::Up)];
+    let fails = |lane_fails| Situation { links: &links, fill_percent: 1, disk_short: false, lane_fails };
+    assert_eq!(b.sees(4, &fails(true)), Mode::Normal, "one sync that failed is not the end");
+    assert_eq!(b.sees(1, &fails(false)), Mode::Normal);
+    assert_eq!(b.sees(6, &fails(true)), Mode::Survive);
+    assert_eq!((b.sees(30, &fails(true)), b.machine.in_outage()), (Mode::Survive, false), "the link stands");
+    assert_eq!(b.sees(30, &fails(false)), Mode::Normal);
 }
 
 #[test]

@@ -297,7 +297,7 @@ fn through_months_of_any_weather_the_mode_follows_the_links() {
                 (said, since) = ((stands, normal), now);
                 episodes += 1;
             }
-            let actions = machine.step(at(now), ModeEvent::Look(&Situation { links: &links, fill_percent: 0, disk_short: false }));
+            let actions = machine.step(at(now), ModeEvent::Look(&Situation { links: &links, fill_percent: 0, disk_short: false, lane_fails: false }));
             let why = || format!("seed {seed}, at {now} ms: {links:?} {machine:?}");
             for action in &actions {
                 match action {
@@ -331,7 +331,8 @@ fn a_link_that_flaps_for_a_day_does_not_make_the_box_flap() {
         let mut second = 0;
         let mut see = |second: u64, state: LinkState| {
             let links = [LinkSight { secondary: false, state, behind: !state.stands(), cause: None }];
-            let actions = machine.step(at(second * SECOND), ModeEvent::Look(&Situation { links: &links, fill_percent: 0, disk_short: false }));
+            let actions = machine
+                .step(at(second * SECOND), ModeEvent::Look(&Situation { links: &links, fill_percent: 0, disk_short: false, lane_fails: false }));
             changes += actions.iter().filter(|a| matches!(a, ModeAction::Changed { .. })).count();
             (machine.mode(), changes)
         };

@@ -7,6 +7,7 @@ use super::super::feed::Origin;
 use super::Forwarder;
 use crate::component::{LinkCause, LinkFailure};
 use crate::escape::LinkState;
+use crate::outbox::LaneId;
 use crate::time::Monotonic;
 
 /// Reasons of refusals that have been logged; past it refusals are counted only.
@@ -21,6 +22,14 @@ pub(super) struct Refusal {
     pub origin: Origin,
     pub sequence: u64,
     pub reason: String,
+    /// Of a set: nobody takes it, so it is set aside.
+    pub unwanted: bool,
+}
+
+impl Refusal {
+    pub(super) fn new(origin: Origin, sequence: u64, reason: String) -> Self {
+        Self { origin, sequence, reason, unwanted: false }
+    }
 }
 
 /// A record that may be what breaks the link.
@@ -34,60 +43,96 @@ pub(super) struct Suspect {
 }
 
 impl Forwarder {
-    /// Puts what was refused into the quarantine. What cannot be put there stays where it is: it is tried again, here and, after a
-    /// restart or a reconnect, at the peer.
+    /// Puts what was refused into the quarantine; of a set, what none of its members takes. What cannot be put there stays where it is: it
+    /// is tried again, here and, after a restart or a reconnect, at the peer.
     pub(super) async fn set_aside(&mut self, now: Monotonic) {
-        if self.refusals.is_empty() || self.set_aside_at.is_some_and(|at| at > now) {
+        if self.set_aside_at.is_some_and(|at| at > now) {
             return;
         }
         self.set_aside_at = None;
-        for Refusal { origin, sequence, reason } in std::mem::take(&mut self.refusals) {
-            if self.set_aside_at.is_some() {
-                self.refusals.push(Refusal { origin, sequence, reason });
-                continue;
+        let asked = std::mem::take(&mut self.refusals);
+        for refusal in asked {
+            self.judge_refusal(refusal, now).await;
+        }
+        while self.set_aside_at.is_none() {
+            let unwanted = self.feed.unwanted();
+            if unwanted.is_empty() {
+                break;
             }
-            let lane = origin.lane;
-            if self.feed.passes(origin) {
-                // Nothing was accepted, so nothing is set aside: its sender is refused.
-                self.feed.reject(origin, sequence, &reason);
-                self.metrics.refused.inc();
-                self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
-                continue;
+            for (origin, sequence, reason) in unwanted {
+                self.judge_refusal(Refusal { origin, sequence, reason, unwanted: true }, now).await;
             }
-            if Some(lane) == self.notices {
+        }
+    }
+
+    async fn judge_refusal(&mut self, refusal: Refusal, now: Monotonic) {
+        let Refusal { origin, sequence, ref reason, unwanted } = refusal;
+        let lane = origin.lane;
+        if self.feed.passes(origin) {
+            // Nothing was accepted, so nothing is set aside: its sender is refused.
+            self.feed.reject(origin, sequence, reason);
+            self.metrics.refused.inc();
+            self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if Some(lane) == self.notices {
+            if unwanted || self.feed.refuse(origin, sequence, reason) {
+                self.feed.reject(origin, sequence, reason);
+            }
+            if !unwanted {
                 // Some brokers close the connection on each record that they do not allow: one is enough.
                 self.notices_refused = true;
                 self.status.refuse_notices();
-                self.feed.reject(origin, sequence, &reason);
                 tracing::warn!(
                     upstream = %self.name, error = %reason,
                     "the upstream does not take this node's notices; it gets no more of them: allow their topic, or set notices.topic of the EscapePolicy"
                 );
-                continue;
             }
-            let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
-                Some(at) => at,
-                None => {
-                    self.peekers.push((lane, self.hub.outbox().peeker(lane)));
-                    self.peekers.len() - 1
-                }
-            };
-            if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, self.feed.owner(origin.source), &reason).await {
-                tracing::error!(upstream = %self.name, outbox.seq = sequence, %error, "a refused record cannot be set aside; trying again");
-                self.set_aside_at = Some(now.plus(SET_ASIDE_RETRY));
-                self.refusals.push(Refusal { origin, sequence, reason });
-                continue;
+            return;
+        }
+        if !unwanted && !self.feed.refuse(origin, sequence, reason) {
+            self.count_refusal(lane, sequence, reason, "record refused for good; the other upstreams of its set are asked");
+            return;
+        }
+        if self.set_aside_at.is_some() {
+            self.refusals.push(refusal);
+            return;
+        }
+        let at = match self.peekers.iter().position(|(l, _)| *l == lane) {
+            Some(at) => at,
+            None => {
+                self.peekers.push((lane, self.hub.outbox().peeker(lane)));
+                self.peekers.len() - 1
             }
-            self.feed.reject(origin, sequence, &reason);
-            self.metrics.refused.inc();
-            self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
-            if self.refused_reasons.len() < REFUSED_REASONS && self.refused_reasons.insert(reason.clone()) {
-                let lane = self.hub.outbox().lane_name(lane);
-                tracing::error!(
-                    upstream = %self.name, lane, outbox.seq = sequence, error = %reason,
-                    "record refused for good and set aside (`selvedge queue show`); further ones with this reason are counted only"
-                );
-            }
+        };
+        if let Err(error) = self.hub.set_aside(&mut self.peekers[at].1, lane, sequence, self.feed.owner(origin.source), reason).await {
+            tracing::error!(upstream = %self.name, outbox.seq = sequence, %error, "a refused record cannot be set aside; trying again");
+            self.set_aside_at = Some(now.plus(SET_ASIDE_RETRY));
+            self.refusals.push(refusal);
+            return;
+        }
+        self.feed.reject(origin, sequence, reason);
+        let what = "record refused for good and set aside (`selvedge queue show`)";
+        if unwanted {
+            // Those who refused it have counted it.
+            self.tell_refusal(lane, sequence, reason, what);
+        } else {
+            self.count_refusal(lane, sequence, reason, what);
+        }
+    }
+
+    fn count_refusal(&mut self, lane: LaneId, sequence: u64, reason: &str, what: &str) {
+        self.metrics.refused.inc();
+        self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
+        self.tell_refusal(lane, sequence, reason, what);
+    }
+
+    fn tell_refusal(&mut self, lane: LaneId, sequence: u64, reason: &str, what: &str) {
+        if self.refused_reasons.len() < REFUSED_REASONS && self.refused_reasons.insert(reason.to_owned()) {
+            let lane = self.hub.outbox().lane_name(lane);
+            tracing::error!(
+                upstream = %self.name, lane, outbox.seq = sequence, error = %reason, "{what}; further ones with this reason are counted only"
+            );
         }
     }
 
@@ -113,7 +158,7 @@ impl Forwarder {
     pub(super) fn judge_suspect(&mut self) {
         if let Some(Suspect { origin, sequence, left_out: true, .. }) = self.suspect.take() {
             let reason = format!("the link broke {SUSPECT_AFTER} times on it, and not on the record after it");
-            self.refusals.push(Refusal { origin, sequence, reason });
+            self.refusals.push(Refusal::new(origin, sequence, reason));
         }
     }
 }

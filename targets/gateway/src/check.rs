@@ -77,6 +77,9 @@ pub fn report(folders: &[PathBuf], app_id: &str, load_of_lanes: Load) -> bool {
             say!("{line}");
         }
     }
+    for line in outlook::sets(&resources) {
+        say!("{line}");
+    }
     errors == 0
 }
 

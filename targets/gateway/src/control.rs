@@ -69,7 +69,7 @@ pub async fn serve(listener: UnixListener, status: NodeStatus, reloader: Reloade
             let answer = match words.as_slice() {
                 ["status"] => Ok(status.to_json()),
                 ["escape", order @ ..] => escape::answer(&status, order).await,
-                ["queue", order @ ..] => queue::answer(status.hub(), order).await,
+                ["queue", order @ ..] => queue::answer(&status, order).await,
                 ["reload", level @ ..] if level.len() <= 1 => match level.first().map(|level| parse_level(level)).transpose() {
                     Ok(level) => Ok(reloader.reload(level).await),
                     Err(accepted) => Err(format!("reload: found {:?}; accepted is {accepted}", level.join(" "))),

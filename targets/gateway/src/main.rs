@@ -93,8 +93,9 @@ fn help() {
          write a commented folder of YAML, check it, say what comes next; more: selvedge init --help\n\
          selvedge check DIR...       check folders of YAML strictly, start nothing\n\
          selvedge status             what the node of this data directory is doing, as JSON\n\
-         selvedge queue [ls|show [NUMBER]|export|retry NUMBER...|purge NUMBER...]\n                            \
-         what waits; what upstreams refused: show it, as JSON lines, try it again, drop it\n\
+         selvedge queue [ls|show [NUMBER]|export|retry NUMBER...|purge NUMBER...|drop DESTINATION]\n                            \
+         what waits; what upstreams refused: show it, as JSON lines, try it again, drop it;\n                            \
+         drop what waits for an upstream that there is not any more\n\
          selvedge escape [status|enter|leave|pin [MODE] --for TIME|report]\n                            \
          the mode of the box: show it, close all links, open them, set it, past outages\n\
          selvedge doctor [--resources-path DIR] [--rate 50/s] [--size 200]\n                            \

@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use selvedge::hub::{Hub, Release};
+use selvedge::hub::Release;
+use selvedge::node::NodeStatus;
 use serde_json::{Value, json};
 
 use crate::control;
 use crate::flags::{Flags, UsageError};
 use crate::say::say;
 
-const ACCEPTED: &str = "ls, show [NUMBER], export, retry NUMBER...|all, purge NUMBER...|all";
+const ACCEPTED: &str = "ls, show [NUMBER], export, retry NUMBER...|all, purge NUMBER...|all, drop DESTINATION";
 /// Records asked for at a time.
 const PAGE: usize = 2_000;
 
@@ -35,6 +36,9 @@ pub fn queue(flags: &Flags) -> Result<ExitCode, UsageError> {
                 format!("{} records {done}", answer["released"].as_u64().unwrap_or_default())
             }))
         }
+        ["drop", destination] => Ok(control::print(flags, &format!("queue drop {destination}"), |answer| {
+            format!("{} records of {destination} dropped; its lines are no longer in the books", answer["dropped"].as_u64().unwrap_or_default())
+        })),
         other => Err(UsageError(format!("queue: found {:?}; accepted are {ACCEPTED}", other.join(" ")))),
     }
 }
@@ -123,6 +127,13 @@ fn list(status: &Value) -> String {
                 number("passing")
             ));
         }
+        if let Some(why) = lane["failure"].as_str() {
+            // A lane that has no file yet has had no line.
+            if number("diskBytes") == 0 {
+                text.push_str(&format!("\nlane {}", lane["name"].as_str().unwrap_or("?")));
+            }
+            text.push_str(&format!("; IT CANNOT BE WRITTEN and takes nothing until it can: {why}"));
+        }
         if number("lockedSegments") > 0 {
             text.push_str(&format!(
                 "; {} of its {} segments are sealed with a key that is not among atRest.keys: they wait for it, and so does what came later",
@@ -139,12 +150,23 @@ fn list(status: &Value) -> String {
             text.push_str(&format!(" ({}); `selvedge doctor` says what to do", why.join(": ")));
         }
     }
+    for set in status["sets"].as_array().into_iter().flatten() {
+        let members: Vec<&str> = set["members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let name = set["name"].as_str().unwrap_or_default();
+        text.push_str(&format!("\nset {name}: done when the first of {} has it; {} wait", members.join(", "), set["queued"]));
+    }
+    for orphan in status["orphans"].as_array().into_iter().flatten() {
+        let (destination, queued) = (orphan["destination"].as_str().unwrap_or("?"), &orphan["queued"]);
+        text.push_str(&format!(
+            "\n{destination}: {queued} records wait for an upstream that there is not; give a component that name again, or `selvedge queue drop {destination}`"
+        ));
+    }
     text.trim_end().to_owned()
 }
 
 /// Answers the questions that `queue` asks over the control socket.
-pub async fn answer(hub: Option<&Hub>, words: &[&str]) -> Result<Value, String> {
-    let hub = hub.ok_or("this node stores nothing")?;
+pub async fn answer(status: &NodeStatus, words: &[&str]) -> Result<Value, String> {
+    let hub = status.hub().ok_or("this node stores nothing")?;
     match words {
         ["page", after, most] => match (after.parse(), most.parse()) {
             (Ok(after), Ok(most)) => hub.quarantined(after, most).await.map(Value::Array).map_err(|e| e.to_string()),
@@ -161,6 +183,7 @@ pub async fn answer(hub: Option<&Hub>, words: &[&str]) -> Result<Value, String> 
             let released = hub.release(chosen.as_deref(), how).await.map_err(|e| e.to_string())?;
             Ok(json!({"released": released}))
         }
-        _ => Err("accepted are queue page, queue retry, queue purge".to_owned()),
+        ["drop", destination] => status.drop_orphan(destination).map(|dropped| json!({"dropped": dropped})).map_err(|e| format!("queue drop: {e}")),
+        _ => Err("accepted are queue page, queue retry, queue purge, queue drop".to_owned()),
     }
 }

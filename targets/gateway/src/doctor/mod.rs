@@ -54,6 +54,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
         Some(process) => Finding::good("node", format!("runs as process {process} on {}", patient.data_dir.display())),
         None => Finding::note("node", format!("none answers on {}", patient.data_dir.display()), "give the --data-dir of the node if one should run"),
     });
+    findings.extend(orphans(&patient));
     findings.extend(host::examine(&patient));
     findings.extend(disk::examine(&patient));
     findings.extend(files::examine(&patient));
@@ -86,6 +87,21 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
     }
     let sound = findings.iter().all(|f| f.level < FindingLevel::Problem);
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Upstreams that records wait for and that there are not.
+fn orphans(patient: &Patient) -> Vec<Finding> {
+    let Some(status) = patient.running.and_then(|_| control::ask(&patient.data_dir, "status").ok()) else { return Vec::new() };
+    let each = status["orphans"].as_array().into_iter().flatten();
+    each.map(|orphan| {
+        let destination = orphan["destination"].as_str().unwrap_or("?");
+        Finding::warning(
+            destination,
+            format!("{} records wait for an upstream that there is not, and take room in their lanes", orphan["queued"]),
+            format!("give a component that name again, or `selvedge queue drop {destination}`"),
+        )
+    })
+    .collect()
 }
 
 /// The command line of a process, if it is a node's.
