@@ -205,6 +205,20 @@ fn a_lane_that_stores_nothing_takes_no_setting_that_says_how_to_store() {
 }
 
 #[test]
+fn a_set_of_upstreams_takes_no_topics_of_lanes_that_store_nothing() {
+    let of = |topics: &str| {
+        let r = load_text(&format!(
+            "apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n  routes: [{{from: local, topics: [{topics}], to: [a, b], \
+             deliver: first-ack}}]\n  lanes: [{{name: now, match: [now/#], durability: passthrough}}]\n"
+        ));
+        r.problems.iter().filter(|p| p.text.contains("stores nothing")).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(of("later/#"), [""; 0]);
+    let all = of("+/a");
+    assert!(all.len() == 1 && all[0].contains("a.yaml:5: spec.routes[0] says deliver: first-ack for topics that the lane now may take"), "{all:?}");
+}
+
+#[test]
 fn lanes_are_replayed_newest_first_where_that_has_a_meaning_and_the_live_share_says_where_it_acts() {
     let of = |text: &str| {
         let r = load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n{text}"));

@@ -91,7 +91,6 @@ spec:
                 data: payload.as_bytes().to_vec().into(),
                 data_content_type: "text/plain".into(),
                 metadata: [("rawPayload".to_owned(), "true".to_owned())].into(),
-                ..PublishEventRequest::default()
             };
             client.publish_event(event).await.map(|_| ()).map_err(|s| s.code())
         })
@@ -402,5 +401,177 @@ fn subscribers_on_the_box_have_their_own_copy_which_is_stored_for_those_who_are_
     let mut five = way.five("five");
     assert_eq!(five.publish(0, "now/five", &Properties::new(), "again"), 0);
     assert_eq!(away.receive(LONG).unwrap(), Some(("now/five".to_owned(), b"again".to_vec())), "what was refused reached nobody");
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_route_to_two_upstreams_is_answered_when_both_have_it_and_refused_while_one_is_away() {
+    let (one, two) = (Mosquitto::start(), Mosquitto::start());
+    let (proxy, devices) = (Proxy::to(one.port), free_port());
+    let (upstreams, listener) = (yaml::upstream("one", proxy.port) + &yaml::upstream("two", two.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstreams}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["now/#"], to: [one, two]}}]
+  lanes: [{{name: direct, match: ["now/#"], durability: passthrough}}]
+"##
+    ));
+    let node = place.start();
+    let sink = |port| {
+        let mut client = Client::connect(port, "sink", true).unwrap();
+        client.subscribe("now/#").unwrap();
+        Sink { client, arrived: BTreeMap::new() }
+    };
+    let mut sinks = [sink(one.port), sink(two.port)];
+    for name in ["one", "two"] {
+        eventually(LONG, "the links stand", || node.link(name) == "up");
+    }
+    let mut five = Wire::connect(devices, &Connect { id: "five".into(), clean: true, ..Connect::default() }).0;
+    assert_eq!(five.publish(0, "now/a", &Properties::new(), "first"), 0);
+    sinks.iter_mut().for_each(|s| s.wait_for("first"));
+    proxy.set(Fault::Refuse);
+    eventually(LONG, "one is away", || node.link("one") == "down");
+    assert_eq!(five.publish(0, "now/a", &Properties::new(), "refused"), QUOTA);
+    proxy.set(Fault::None);
+    eventually(LONG, "it is passed on again", || five.publish(0, "now/a", &Properties::new(), "last") == 0);
+    sinks.iter_mut().for_each(|s| s.wait_for("last"));
+    for sink in &sinks {
+        assert_eq!(sink.arrived.keys().map(String::as_str).collect::<Vec<_>>(), ["first", "last"]);
+    }
+    for destination in ["upstream/one", "upstream/two"] {
+        assert_eq!((node.ledger(destination, "accepted"), node.ledger(destination, "delivered")), (2, 2));
+    }
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_secondary_takes_such_a_lane_over_and_what_was_acknowledged_is_at_one_of_the_two() {
+    let (first, second) = (Mosquitto::start(), Mosquitto::start());
+    let (proxy, devices) = (Proxy::to(first.port), free_port());
+    let (upstreams, listener) = (yaml::cloud(proxy.port) + &yaml::upstream("standby", second.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstreams}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["now/#"], to: [cloud], prefix: "site/"}}]
+  lanes: [{{name: direct, match: ["now/#"], durability: passthrough, answerWithin: 1s}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: EscapePolicy
+metadata: {{name: escape}}
+spec:
+  upstreams: [{{component: cloud}}, {{component: standby, role: secondary, failbackAfter: 1s}}]
+  modes: {{islandAfter: 1s, normalAfter: 1s}}
+"##
+    ));
+    let node = place.start();
+    let sink = |port| {
+        let mut client = Client::connect(port, "sink", true).unwrap();
+        client.subscribe("site/now/#").unwrap();
+        client
+    };
+    let mut sinks = [sink(first.port), sink(second.port)];
+    let mut five = Wire::connect(devices, &Connect { id: "five".into(), clean: true, ..Connect::default() }).0;
+    let (mut n, mut acknowledged) = (0, Vec::new());
+    let mut publish = |count: usize| {
+        let mut yes = 0;
+        for _ in 0..count {
+            n += 1;
+            if five.publish(0, "now/a", &Properties::new(), &n.to_string()) == 0 {
+                acknowledged.push(n.to_string());
+                yes += 1;
+            }
+        }
+        yes
+    };
+    for round in 0..2 {
+        eventually(LONG, "the primary has it", || {
+            let status = node.status();
+            let lent = status["upstreams"].as_array().unwrap().iter().any(|u| u["lent"] == true || u["standsIn"] == true);
+            !lent && status["mode"]["mode"] == "normal" && publish(1) == 1
+        });
+        assert_eq!(publish(50), 50);
+        proxy.set(if round == 0 { Fault::Refuse } else { Fault::Reset });
+        eventually(LONG, "it goes away", || publish(1) == 0);
+        eventually(LONG, "the secondary takes it over", || publish(1) == 1);
+        assert_eq!((publish(50), node.status()["mode"]["mode"].as_str()), (50, Some("failover")));
+        proxy.set(Fault::None);
+    }
+    eventually(LONG, "and hands it back", || {
+        publish(5);
+        node.status()["mode"]["mode"] == "normal"
+    });
+    let mut arrived = std::collections::BTreeSet::new();
+    for (at, sink) in sinks.iter_mut().enumerate() {
+        let mut last = 0;
+        while let Some((_, payload)) = sink.receive(Duration::from_millis(500)).unwrap() {
+            let text = String::from_utf8(payload).unwrap();
+            let number: usize = text.parse().unwrap();
+            assert!(std::mem::replace(&mut last, number) < number, "in order at {at}, none twice");
+            assert!(arrived.insert(text), "at one of the two");
+        }
+    }
+    assert!(acknowledged.iter().all(|n| arrived.contains(n)), "nothing that was acknowledged is missing");
+    assert_eq!(node.ledger("upstream/cloud", "accepted"), acknowledged.len() as u64);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn events_of_transactions_and_what_routes_on_the_box_carry_wait_until_the_upstream_has_them() {
+    let broker = Mosquitto::start();
+    let proxy = Proxy::to(broker.port);
+    proxy.set(Fault::Refuse);
+    let files = tempfile::tempdir().unwrap();
+    let (devices, db) = (free_port(), files.path().join("s.db"));
+    let (upstream, listener) = (yaml::cloud(proxy.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstream}{listener}apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: store}}
+spec:
+  type: state.sqlite
+  version: v1
+  metadata: [{{name: outboxPublishPubsub, value: cloud}}, {{name: outboxPublishTopic, value: now/told}}, {{name: connectionString, value: "{}"}}]
+---
+apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes:
+    - {{from: local, topics: ["raw/#"], to: [local], stripPrefix: "raw/", prefix: "now/"}}
+    - {{from: local, topics: ["now/#"], to: [cloud]}}
+  lanes: [{{name: direct, match: ["now/#"], durability: passthrough}}]
+"##,
+        db.display()
+    ));
+    let mut sink = Client::connect(broker.port, "sink", false).unwrap();
+    sink.subscribe("#").unwrap();
+    let http: u16 = place.flag("dapr-http-port").parse().unwrap();
+    let node = place.start();
+    for key in 0..3 {
+        let body = format!(r#"{{"operations":[{{"operation":"upsert","request":{{"key":"k{key}","value":"told-{key}"}}}}]}}"#);
+        assert_eq!(request(http, "POST /v1.0/state/store/transaction", &[], &body).start, "204");
+    }
+    let mut device = Client::connect(devices, "d", true).unwrap();
+    for n in 0..3 {
+        device.publish("raw/a", format!("raw-{n}").as_bytes()).unwrap();
+    }
+    node.kill();
+    let node = place.start();
+    assert_eq!(node.ledger("upstream/cloud", "accepted"), 0);
+    proxy.set(Fault::None);
+    let mut arrived: Vec<String> = Vec::new();
+    let has = |arrived: &[String], text: &str| arrived.iter().any(|a| a.contains(text));
+    let wanted = ["told-0", "told-1", "told-2", "raw-0", "raw-1", "raw-2"];
+    while !wanted.iter().all(|w| has(&arrived, w)) {
+        let (topic, payload) = sink.receive(LONG).unwrap().unwrap_or_else(|| panic!("{arrived:?}"));
+        assert!(topic == "now/told" || topic == "now/a", "{topic}");
+        arrived.push(String::from_utf8(payload).unwrap());
+    }
+    let order: Vec<usize> = wanted.iter().map(|w| arrived.iter().position(|a| a.contains(w)).unwrap()).collect();
+    assert!(order[..3].is_sorted() && order[3..].is_sorted(), "each topic in order: {arrived:?}");
     assert_eq!(node.terminate(), Some(0));
 }

@@ -59,7 +59,8 @@ fn a_sender_is_answered_when_all_upstreams_have_the_record_and_refused_at_once_w
     assert_eq!((told(&mut ticket), b.row().accepted, b.row().delivered), (Some(Ok(())), 1, 1));
     // Refused for good by one of them: so is the sender.
     let mut ticket = b.outbox.pass(b.lane, &record(b"x", &both)).unwrap();
-    (read(&mut one), read(&mut two));
+    read(&mut one);
+    read(&mut two);
     two.reject(ticket.id.sequence, "not authorised");
     one.acknowledge(&[ticket.id.sequence]);
     assert_eq!(told(&mut ticket), Some(Err(Unpassed::Refused("not authorised".into()))));
