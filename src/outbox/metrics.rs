@@ -17,7 +17,9 @@ type OfLane = (&'static str, &'static str, MetricType, fn(&LaneStatus) -> u64);
 const LANES: [OfLane; 9] = [
     ("selvedge_outbox_accepted_bytes", "Payload bytes accepted", MetricType::Counter, |l| l.accepted_bytes),
     ("selvedge_outbox_disk_bytes", "Bytes that the lane takes on disk, preallocation included", MetricType::Gauge, |l| l.disk_bytes),
-    ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk", MetricType::Gauge, |l| l.quota_bytes),
+    ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk; in memory, of one that stores nothing", MetricType::Gauge, |l| {
+        l.quota_bytes
+    }),
     ("selvedge_outbox_locked_segments", "Segments that are sealed with a key that is not there: kept, and not sent", MetricType::Gauge, |l| {
         l.locked_segments as u64
     }),

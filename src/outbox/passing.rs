@@ -106,6 +106,8 @@ struct Link {
     open: bool,
     /// One past the last record that its reader was given.
     next: u64,
+    /// Records that it has not acknowledged.
+    waiting: u64,
 }
 
 /// A record that all its upstreams have.
@@ -171,6 +173,9 @@ impl Passing {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.bytes += entry.bytes();
+        for destination in &entry.waits {
+            self.links.entry(*destination).or_default().waiting += 1;
+        }
         self.entries.insert(sequence, entry);
         Ok((sequence, receiver))
     }
@@ -178,7 +183,16 @@ impl Passing {
     fn remove(&mut self, sequence: u64) -> Option<Entry> {
         let entry = self.entries.remove(&sequence)?;
         self.bytes -= entry.bytes();
+        for destination in &entry.waits {
+            self.no_longer_waits(*destination);
+        }
         Some(entry)
+    }
+
+    fn no_longer_waits(&mut self, destination: DestinationId) {
+        if let Some(link) = self.links.get_mut(&destination) {
+            link.waiting = link.waiting.saturating_sub(1);
+        }
     }
 
     /// Takes a record back and refuses its sender. False when it is not there any more.
@@ -203,28 +217,33 @@ impl Passing {
 
     /// How an upstream takes records from now on. Returns how many senders were refused by it.
     pub fn flow(&mut self, destination: DestinationId, flow: &Flow) -> u64 {
-        let link = self.links.entry(destination).or_default();
-        let (open, from, why) = match flow {
+        let (all, why) = match flow {
             Flow::Open => {
-                link.open = true;
+                self.links.entry(destination).or_default().open = true;
                 return 0;
             }
-            Flow::Closing(why) => (false, link.next, why),
-            Flow::Shut(why) => (false, 0, why),
+            Flow::Closing(why) => (false, why),
+            Flow::Shut(why) => (true, why),
         };
-        link.open = open;
+        // Most destinations never are links.
+        let Some(link) = self.links.get_mut(&destination) else { return 0 };
+        link.open = false;
+        if link.waiting == 0 {
+            return 0;
+        }
+        let from = if all { 0 } else { link.next };
         let all: Vec<u64> = self.entries.range(from..).filter(|(_, e)| e.waits.contains(&destination)).map(|(s, _)| *s).collect();
         all.into_iter().filter(|sequence| self.withdraw(*sequence, why.clone())).count() as u64
     }
 
     /// Records that wait for an upstream, on the link or before it.
     pub fn waiting(&self, destination: DestinationId) -> u64 {
-        self.entries.values().filter(|e| e.waits.contains(&destination)).count() as u64
+        self.links.get(&destination).map_or(0, |link| link.waiting)
     }
 
     /// Gives the next records for an upstream, in order, to `take`, until it wants no more.
     pub fn read(&mut self, destination: DestinationId, mut take: impl FnMut(&[u8]) -> bool) {
-        let link = self.links.entry(destination).or_default();
+        let Some(link) = self.links.get_mut(&destination) else { return };
         for (sequence, entry) in self.entries.range(link.next..) {
             if entry.waits.contains(&destination) && !take(&entry.frame) {
                 link.next = *sequence;
@@ -238,8 +257,13 @@ impl Passing {
     pub fn acknowledge(&mut self, destination: DestinationId, sequence: u64) -> Option<Passed> {
         let given = self.links.get(&destination).is_some_and(|link| sequence < link.next);
         let entry = self.entries.get_mut(&sequence).filter(|_| given)?;
+        let waited = entry.waits.len();
         entry.waits.retain(|d| *d != destination);
-        if !entry.waits.is_empty() {
+        let (left, acknowledged) = (entry.waits.len(), entry.waits.len() < waited);
+        if acknowledged {
+            self.no_longer_waits(destination);
+        }
+        if left > 0 {
             return None;
         }
         let entry = self.remove(sequence)?;

@@ -238,6 +238,10 @@ fn whatever_happens_each_sender_is_told_once_and_the_books_count_who_was_told_ye
             for (at, row) in b.outbox.ledger().iter().enumerate() {
                 assert_eq!((row.accepted, row.delivered, row.queued), (yes[at], yes[at], 0), "seed {seed}: {row:?}");
             }
+            for (at, reader) in readers.iter().enumerate() {
+                assert!(reader.queued() <= open_tickets.iter().filter(|(_, whose)| whose.contains(&at)).count() as u64, "seed {seed}");
+                assert!(!open_tickets.is_empty() || reader.queued() == 0, "seed {seed}");
+            }
             let status = &b.outbox.status()[0];
             assert_eq!((status.refused.iter().sum::<u64>(), status.passing), (no + at_once, open_tickets.len() as u64), "seed {seed}");
             assert!(status.held_bytes <= QUOTA && (status.held_bytes == 0) == open_tickets.is_empty() && status.disk_bytes == 0);
