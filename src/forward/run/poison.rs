@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::feed::Origin;
 use super::Forwarder;
 use crate::component::{LinkCause, LinkFailure};
-use crate::escape::LinkState;
+use crate::escape::{LinkEvent, LinkState};
 use crate::outbox::LaneId;
 use crate::time::Monotonic;
 
@@ -71,8 +71,8 @@ impl Forwarder {
         if self.feed.passes(origin) {
             // Nothing was accepted, so nothing is set aside: its sender is refused.
             self.feed.reject(origin, sequence, reason);
-            self.metrics.refused.inc();
-            self.status.counts.refused.fetch_add(1, Ordering::Relaxed);
+            self.step(LinkEvent::Refused, "");
+            self.count_refusal(lane, sequence, reason, "record of a lane that stores nothing refused for good; its sender is told");
             return;
         }
         if Some(lane) == self.notices {
@@ -92,6 +92,7 @@ impl Forwarder {
         }
         if !unwanted && !self.feed.refuse(origin, sequence, reason) {
             self.count_refusal(lane, sequence, reason, "record refused for good; the other upstreams of its set are asked");
+            self.step(LinkEvent::Refused, "");
             return;
         }
         if self.set_aside_at.is_some() {
@@ -112,6 +113,7 @@ impl Forwarder {
             return;
         }
         self.feed.reject(origin, sequence, reason);
+        self.step(LinkEvent::Refused, "");
         let what = "record refused for good and set aside (`selvedge queue show`)";
         if unwanted {
             // Those who refused it have counted it.
