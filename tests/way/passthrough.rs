@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use selvedge_proto::runtime::PublishEventRequest;
 use selvedge_proto::runtime::dapr_client::DaprClient;
 use selvedge_tests::http::{Message, request};
+use selvedge_tests::ledger::{self, Publisher};
 use selvedge_tests::mqtt::Client;
 use selvedge_tests::mqtt5::{Connect, Properties, Wire, publish_bytes};
 use selvedge_tests::proxy::{Fault, Proxy};
-use selvedge_tests::{Mosquitto, Node, Place, eventually, free_port, yaml};
+use selvedge_tests::{Mosquitto, Node, Place, binary, eventually, free_port, yaml};
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -118,10 +119,23 @@ spec:
     }
 
     fn refused(&self, reason: &str) -> u64 {
-        let start = format!("selvedge_outbox_refused_total{{lane=\"direct\",reason=\"{reason}\"}} ");
-        let text = request(self.port("metrics-port"), "GET /metrics", &[], "").body;
-        text.lines().find_map(|l| l.strip_prefix(&start)).unwrap_or_else(|| panic!("{start}")).parse().unwrap()
+        refused(self.port("metrics-port"), reason)
     }
+}
+
+/// Senders of the lane `direct` that were refused for this reason since the start.
+fn refused(metrics: u16, reason: &str) -> u64 {
+    let start = format!("selvedge_outbox_refused_total{{lane=\"direct\",reason=\"{reason}\"}} ");
+    let text = request(metrics, "GET /metrics", &[], "").body;
+    text.lines().find_map(|l| l.strip_prefix(&start)).unwrap_or_else(|| panic!("{start}")).parse().unwrap()
+}
+
+/// Waits until so many records of the lane `direct` are.
+fn on_their_way(node: &Node, count: u64) {
+    eventually(LONG, "they are on their way", || {
+        let status = node.status();
+        status["lanes"].as_array().unwrap().iter().any(|l| l["name"] == "direct" && l["passing"] == count)
+    });
 }
 
 /// What came to the broker, and how often.
@@ -298,10 +312,7 @@ fn who_waits_when_the_link_breaks_or_gives_no_answer_is_refused_and_what_was_ack
     for id in 1..=20 {
         five.raw(&publish_bytes(2, "now/five", id, &Properties::new(), &format!("broken-{id}")));
     }
-    eventually(LONG, "they are on their way", || {
-        let status = node.status();
-        status["lanes"].as_array().unwrap().iter().any(|l| l["name"] == "direct" && l["passing"] == 20)
-    });
+    on_their_way(&node, 20);
     way.proxy.set(Fault::Reset);
     for id in 1..=20u16 {
         let answer = five.packet();
@@ -329,10 +340,7 @@ fn a_kill_with_records_on_their_way_leaves_nothing_behind() {
     for id in 1..=20 {
         five.raw(&publish_bytes(2, "now/five", id, &Properties::new(), &format!("killed-{id}")));
     }
-    eventually(LONG, "they are on their way", || {
-        let status = node.status();
-        status["lanes"].as_array().unwrap().iter().any(|l| l["name"] == "direct" && l["passing"] == 20)
-    });
+    on_their_way(&node, 20);
     node.kill();
     no_file_has(&way, "killed-");
     way.proxy.set(Fault::None);
@@ -574,4 +582,107 @@ spec:
     let order: Vec<usize> = wanted.iter().map(|w| arrived.iter().position(|a| a.contains(w)).unwrap()).collect();
     assert!(order[..3].is_sorted() && order[3..].is_sorted(), "each topic in order: {arrived:?}");
     assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn whatever_fails_meanwhile_nothing_that_was_acknowledged_is_missing_at_the_broker() {
+    let broker = Mosquitto::start();
+    let (proxy, devices) = (Proxy::to(broker.port), free_port());
+    let (upstream, listener) = (yaml::cloud(proxy.port), yaml::devices(devices));
+    let place = Place::new(&format!(
+        r##"{upstream}{listener}apiVersion: selvedge/v1alpha1
+kind: Forwarding
+metadata: {{name: up}}
+spec:
+  routes: [{{from: local, topics: ["sensors/#"], to: [cloud]}}]
+  lanes: [{{name: direct, match: ["sensors/#"], durability: passthrough, answerWithin: 1s}}]
+"##
+    ));
+    let metrics: u16 = place.flag("metrics-port").parse().unwrap();
+    let sink = ledger::Sink::start(broker.port, "sensors/#", "");
+    let mut node = place.start();
+    let publishers = ["a", "b"].map(|name| Publisher::start(devices, name, 300));
+    let more = |what: &str| {
+        let before: Vec<usize> = publishers.iter().map(Publisher::count).collect();
+        eventually(LONG, what, || publishers.iter().zip(&before).all(|(p, n)| p.count() > n + 50));
+    };
+    more("on a healthy link");
+    for (round, fault) in [Fault::Reset, Fault::Swallow, Fault::Refuse, Fault::Stall, Fault::Finish].into_iter().enumerate() {
+        proxy.set(fault);
+        let reason = if [Fault::Swallow, Fault::Stall].contains(&fault) { "late" } else { "link" };
+        let before = refused(metrics, reason);
+        eventually(LONG, "senders are refused", || refused(metrics, reason) > before);
+        assert_eq!(node.ledger("upstream/cloud", "queued"), 0);
+        if round % 2 == 1 {
+            node.kill();
+            node = place.start();
+        }
+        proxy.set(Fault::None);
+        more("after a fault");
+    }
+    node.kill();
+    let node = place.start();
+    more("after a kill");
+    let mut acknowledged = ledger::Book::default();
+    for publisher in publishers {
+        publisher.finish().into_iter().for_each(|(topic, n)| {
+            acknowledged.insert(&topic, n);
+        });
+    }
+    sink.check(&acknowledged, LONG);
+    assert_eq!(node.ledger("upstream/cloud", "queued"), 0);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn a_quality_2_publish_that_a_kill_left_unanswered_is_taken_when_it_is_repeated() {
+    let way = Way::new();
+    let mut sink = way.sink();
+    let node = way.start();
+    let session = || Connect { id: "kept".into(), clean: false, properties: Properties::new().long(0x11, 3_600), ..Connect::default() };
+    let (mut five, present) = Wire::connect(way.devices, &session());
+    assert!(!present);
+    assert_eq!(quality_2(&mut five, 4, "two-answered"), 0);
+    way.proxy.set(Fault::Swallow);
+    five.raw(&publish_bytes(4, "now/two", 5, &Properties::new(), "two-unanswered"));
+    on_their_way(&node, 1);
+    node.kill();
+    way.proxy.set(Fault::None);
+    let node = way.start();
+    let (mut five, present) = Wire::connect(way.devices, &session());
+    assert!(present);
+    // Both again, as a client does that has had no PUBREC and no PUBCOMP.
+    for (id, payload) in [(4, "two-answered"), (5, "two-unanswered")] {
+        five.raw(&publish_bytes(4 | 8, "now/two", id, &Properties::new(), payload));
+        let answer = five.packet();
+        assert_eq!((answer.first, answer.body.get(2).copied().unwrap_or(0)), (0x50, 0), "{answer:?}");
+    }
+    sink.wait_for("two-unanswered");
+    assert_eq!(sink.arrived.values().copied().collect::<Vec<_>>(), [1, 1], "{:?}", sink.arrived);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+#[test]
+fn check_and_queue_say_that_nothing_is_kept_and_settings_that_make_no_sense_are_refused() {
+    let way = Way::new();
+    let command = |words: &[&str]| {
+        let output = std::process::Command::new(binary()).args(words).output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (resources, data) = (way.place.resources(), way.place.data());
+    let (well, said) = command(&["check", resources.to_str().unwrap()]);
+    assert!(well && said.contains("lane direct: nothing is kept; senders are refused while the link is down"), "{said}");
+    let node = way.start();
+    let mut five = way.five("five");
+    assert_eq!(five.publish(0, "now/five", &Properties::new(), "x"), 0);
+    let (_, said) = command(&["queue", "--data-dir", data.to_str().unwrap()]);
+    assert!(said.contains("lane direct: stores nothing (passthrough); 0 records are on their way"), "{said}");
+    let metadata = request(way.port("dapr-http-port"), "GET /v1.0/metadata", &[], "").body;
+    assert!(metadata.contains("passthrough"), "{metadata}");
+    assert_eq!(node.terminate(), Some(0));
+    let yaml = std::fs::read_to_string(resources.join("node.yaml")).unwrap();
+    way.place.rewrite(&yaml.replace("answerWithin: 2s", "ttl: 1h, onFull: drop-oldest"));
+    let (well, said) = command(&["check", resources.to_str().unwrap()]);
+    assert!(!well && said.contains("spec.lanes[0].ttl found \"1h\"; not accepted with durability: passthrough"), "{said}");
+    assert!(said.contains("spec.lanes[0].onFull found \"drop-oldest\"; not accepted with durability: passthrough"), "{said}");
 }
