@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::outbox::{Durability, Order, WhenFull};
+use crate::outbox::{DEFAULT_ANSWER_WITHIN, Durability, Order, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
 
 /// What a record costs on disk beside its payload: frame, source, topic (20 letters), one destination, its share of preallocation
@@ -37,7 +37,9 @@ impl Default for Load {
 pub struct LaneOutlook {
     /// Name.
     pub lane: String,
-    /// Bytes on disk at most.
+    /// Whether it stores anything at all.
+    pub keeps: bool,
+    /// Bytes on disk at most; in memory, of a lane that stores nothing.
     pub quota_bytes: u64,
     /// Records that fit.
     pub records: u64,
@@ -69,6 +71,7 @@ fn default_lane(free_bytes: Option<u64>) -> LaneSpec {
         floor_bytes: 0,
         spill_after: Duration::ZERO,
         order: Order::Oldest,
+        answer_within: DEFAULT_ANSWER_WITHIN,
     }
 }
 
@@ -76,7 +79,30 @@ fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// A lane that stores nothing holds no outage at all.
+fn passthrough(spec: &LaneSpec) -> LaneOutlook {
+    let nothing = "nothing: it is with the upstream when its sender is told so".to_owned();
+    LaneOutlook {
+        lane: spec.name.clone(),
+        keeps: false,
+        quota_bytes: spec.quota_bytes,
+        records: 0,
+        covers: Duration::ZERO,
+        ends_by_ttl: false,
+        kill: nothing.clone(),
+        power: nothing,
+        full: "nothing: senders are refused while that much is on its way".to_owned(),
+        traps: vec![format!(
+            "durability passthrough: who is refused because the link broke, or did not answer within {} s, repeats what may have arrived",
+            spec.answer_within.as_secs_f64()
+        )],
+    }
+}
+
 fn lane(spec: &LaneSpec, declared: bool, load: Load) -> LaneOutlook {
+    if spec.durability == Durability::Passthrough {
+        return passthrough(spec);
+    }
     let record = load.payload_bytes + RECORD_OVERHEAD_BYTES;
     let segment = SEGMENT_BYTES.min(spec.quota_bytes / 8);
     let records = spec.quota_bytes.saturating_sub(segment) / record;
@@ -96,7 +122,7 @@ fn lane(spec: &LaneSpec, declared: bool, load: Load) -> LaneOutlook {
                 ),
             )
         }
-        Durability::Batched(_) | Durability::Fsync => (nothing(), nothing()),
+        Durability::Batched(_) | Durability::Fsync | Durability::Passthrough => (nothing(), nothing()),
     };
     let oldest = format!("the oldest records, {} ({} records) at a time", mib(segment), segment / record);
     let full = match spec.when_full {
@@ -129,6 +155,7 @@ fn lane(spec: &LaneSpec, declared: bool, load: Load) -> LaneOutlook {
     }
     LaneOutlook {
         lane: spec.name.clone(),
+        keeps: true,
         quota_bytes: spec.quota_bytes,
         records,
         covers: spec.ttl.map_or(by_quota, |ttl| ttl.min(by_quota)),
@@ -181,7 +208,7 @@ impl LaneOutlook {
     #[must_use]
     pub fn lines(&self, load: Load) -> Vec<String> {
         let by = if self.ends_by_ttl { "then its ttl ends" } else { "then its quota is used up" };
-        let mut lines = vec![
+        let first = if self.keeps {
             format!(
                 "lane {}: {} hold about {} of an outage at {} messages of {} bytes a second ({by})",
                 self.lane,
@@ -189,9 +216,15 @@ impl LaneOutlook {
                 human(self.covers),
                 load.per_second,
                 load.payload_bytes
-            ),
-            format!("  can be lost by kill -9: {}; by a power cut: {}; when full: {}", self.kill, self.power, self.full),
-        ];
+            )
+        } else {
+            format!(
+                "lane {}: nothing is kept; senders are refused while the link is down (at most {} are on their way)",
+                self.lane,
+                mib(self.quota_bytes)
+            )
+        };
+        let mut lines = vec![first, format!("  can be lost by kill -9: {}; by a power cut: {}; when full: {}", self.kill, self.power, self.full)];
         lines.extend(self.traps.iter().map(|trap| format!("  mind: {trap}")));
         lines
     }
@@ -228,6 +261,10 @@ mod tests {
         assert!(risky.kill.contains("about 1 messages") && risky.power.contains("1500 messages") && risky.traps.len() == 2, "{risky:?}");
         let backwards = LaneSpec { order: Order::Newest, ..spec(Durability::Fsync, WhenFull::Reject) };
         assert!(lane(&backwards, true, Load::default()).traps[0].contains("topics are in order within 4.0 MiB (16131 records)"));
+        let through = lane(&spec(Durability::Passthrough, WhenFull::Reject), true, Load::default());
+        let lines = through.lines(Load::default()).join("\n");
+        assert!(lines.starts_with("lane a: nothing is kept; senders are refused while the link is down"), "{lines}");
+        assert!(through.kill.starts_with("nothing") && through.power.starts_with("nothing") && through.covers.is_zero());
         let spilling = LaneSpec { spill_after: Duration::from_secs(2), ..spec(Durability::Memory, WhenFull::Reject) };
         assert!(lane(&spilling, true, Load::default()).kill.contains("last 2 s and is not delivered: about 20 messages"));
         assert_eq!(

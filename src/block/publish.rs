@@ -139,7 +139,8 @@ impl Blocks {
         let record = hub.accept_one(&call.pubsub, &message).await?;
         Ok(Published {
             record_id: record.map(|id| hub.outbox().record_id_text(id)),
-            queued: self.inner.status.is_behind(&call.pubsub).unwrap_or(false),
+            // What its lane does not store is with the upstream.
+            queued: self.inner.status.is_behind(&call.pubsub).unwrap_or(false) && record.is_none_or(|id| !hub.outbox().passes(id.lane)),
         })
     }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::mapping::Mapping;
 use crate::component::Fut;
 use crate::hub::{Consumer, LaneRun, SetConsumer, SetCounts};
-use crate::outbox::{DEFAULT_LIVE_SHARE, LaneId, OutboxError};
+use crate::outbox::{DEFAULT_LIVE_SHARE, Flow, LaneId, OutboxError, Unpassed};
 use crate::resource::RouteSpec;
 
 /// The source and the lane that a record came from.
@@ -44,6 +44,13 @@ impl Tap {
             Self::Own(consumer) if strict_only => Box::pin(consumer.strict_readable()),
             Self::Own(consumer) => Box::pin(consumer.readable()),
             Self::Set(set) => Box::pin(set.readable(strict_only)),
+        }
+    }
+
+    /// Sets have no records of lanes that store nothing.
+    fn flow(&mut self, strict: &Flow, others: &Flow) {
+        if let Self::Own(consumer) = self {
+            consumer.flow(strict, others);
         }
     }
 
@@ -114,7 +121,20 @@ impl Feed {
         source.open = open;
         if open {
             source.tap.rewind();
+        } else {
+            let closing = Flow::Closing(Unpassed::Link);
+            source.tap.flow(&closing, &closing);
         }
+    }
+
+    /// How the peer takes records of lanes that store nothing, from the sources that are open: of strict lanes, and of the others.
+    pub(super) fn flow(&mut self, strict: &Flow, others: &Flow) {
+        self.sources.iter_mut().filter(|s| s.open).for_each(|s| s.tap.flow(strict, others));
+    }
+
+    /// Whether the record came from a lane that stores nothing: there is nothing to set aside.
+    pub(super) fn passes(&self, origin: Origin) -> bool {
+        matches!(&self.sources[usize::from(origin.source)].tap, Tap::Own(consumer) if consumer.passes(origin.lane))
     }
 
     /// Gives back what a source that is closed has handed out.

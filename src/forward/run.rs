@@ -25,7 +25,7 @@ use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkEvent, LinkMachine, LinkState, SplitMix};
 use crate::hub::{Hub, LaneRun, NOTICES};
-use crate::outbox::{DestinationId, LaneId, Peeker};
+use crate::outbox::{DestinationId, Flow, LaneId, Peeker, Unpassed};
 use crate::resource::DrainSpec;
 use crate::time::{Clock, Monotonic};
 
@@ -107,6 +107,8 @@ pub struct Forwarder {
     /// The lane of the node's own notices, and whether the peer has refused one: then it gets no more of them.
     notices: Option<LaneId>,
     notices_refused: bool,
+    /// Answers on their way are waited for; nothing new is taken.
+    stopping: bool,
 
     /// Settings that it has not taken yet.
     settings: Arc<Mutex<Option<ForwarderSettings>>>,
@@ -187,6 +189,7 @@ impl Forwarder {
             refused_reasons: HashSet::new(),
             notices,
             notices_refused: false,
+            stopping: false,
             settings: Arc::default(),
             orders,
             ordered,
@@ -306,6 +309,22 @@ impl Forwarder {
                 tracing::info!(upstream = %self.name, lanes_of = self.feed.owner(source), "lanes are handed over");
             }
         }
+        self.flow();
+    }
+
+    /// Says to lanes that store nothing whether the link takes records: their senders are refused at once while it does not.
+    fn flow(&mut self) {
+        let others = if !self.link.state().is_connected() {
+            Flow::Shut(Unpassed::Broken)
+        } else if self.link.is_paused() {
+            Flow::Shut(Unpassed::Busy)
+        } else {
+            Flow::Open
+        };
+        let closing = Flow::Closing(Unpassed::Link);
+        let open = others == Flow::Open;
+        let strict = if open && self.stopping { &closing } else { &others };
+        self.feed.flow(strict, if open && self.ordered.borrow().strict_only { &closing } else { strict });
     }
 
     /// Keeps the link closed while it is fenced. Returns whether to go on.
@@ -606,7 +625,7 @@ impl Forwarder {
                     }
                 }
                 UplinkOutcome::Refused(reason) => {
-                    if Some(publish.origin.lane) != self.notices {
+                    if Some(publish.origin.lane) != self.notices && !self.feed.passes(publish.origin) {
                         self.refused_bytes += (publish.bytes + RECORD_OVERHEAD) as u64;
                     }
                     self.refusals.push(Refusal::new(publish.origin, publish.sequence, reason));
@@ -643,6 +662,8 @@ impl Forwarder {
             && self.refusals.is_empty()
             && let Some(reason) = self.busy.take()
         {
+            let busy = Flow::Shut(Unpassed::Busy);
+            self.feed.flow(&busy, &busy);
             self.feed.rewind();
             self.caught_up = false;
             self.throttle.refused(self.clock.monotonic(), self.full_window());
@@ -674,6 +695,8 @@ impl Forwarder {
     }
 
     async fn finish(&mut self) {
+        self.stopping = true;
+        self.flow();
         let deadline = self.clock.monotonic().plus(GRACE);
         while self.link.state().is_connected() && self.window.waiting() > 0 {
             let left = deadline.since(self.clock.monotonic());
@@ -744,6 +767,7 @@ impl Forwarder {
                 LinkAction::Changed { from, to, cause } => self.changed(from, to, cause, detail),
             }
         }
+        self.flow();
         let behind = self.link.is_behind();
         self.view.send_if_modified(|view| std::mem::replace(&mut view.behind, behind) != behind);
     }

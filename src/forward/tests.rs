@@ -18,6 +18,7 @@ use crate::telemetry::Metrics;
 use crate::time::{Clock, Monotonic, Timestamp};
 
 mod forwarding;
+mod passing;
 mod sets;
 
 /// Tokio's clock, which tests pause.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::routing::LaneShare;
 use crate::component::Fut;
-use crate::outbox::{DestinationId, LaneId, Outbox, OutboxError, Reader, Run};
+use crate::outbox::{DestinationId, Flow, LaneId, Outbox, OutboxError, Reader, Run};
 
 /// Records that a lane of weight 1 may hand out before the next lane has its turn.
 const QUANTUM: usize = 32;
@@ -137,6 +137,19 @@ impl Consumer {
         if let Some((_, _, reader)) = self.lanes.iter().find(|(l, _, _)| *l == lane) {
             reader.reject(sequence, reason);
         }
+    }
+
+    /// How the destination takes records of lanes that store nothing: of strict ones, and of the others.
+    pub fn flow(&mut self, strict: &Flow, others: &Flow) {
+        for (at, (_, _, reader)) in self.lanes.iter_mut().enumerate() {
+            reader.flow(if at < self.strict { strict } else { others });
+        }
+    }
+
+    /// Whether this lane stores nothing.
+    #[must_use]
+    pub fn passes(&self, lane: LaneId) -> bool {
+        self.lanes.iter().any(|(l, _, reader)| *l == lane && reader.passes())
     }
 
     /// Leaves those of these places in a run of the lane whose records are still to be delivered ([`Reader::retain_out`]).

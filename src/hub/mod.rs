@@ -7,6 +7,7 @@
 //! A pub/sub is a name space of topics: `local`, and each upstream by its component's name.
 
 mod consumer;
+mod passing;
 mod quarantine;
 mod retained;
 mod routing;
@@ -30,7 +31,7 @@ use smallvec::SmallVec;
 use crate::component::{Fut, PubSubError, Table, TableError};
 use crate::escape::Mode;
 use crate::message::{Attributes, Inbound, Message};
-use crate::outbox::{Bound, DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId};
+use crate::outbox::{Bound, DestinationId, LaneId, NewRecord, Outbox, OutboxError, RecordId, Ticket, Unpassed};
 use crate::time::Clock;
 use crate::topic::{self, TopicError};
 use quarantine::Quarantine;
@@ -60,11 +61,22 @@ pub enum AcceptError {
 }
 
 impl AcceptError {
+    /// Whether another attempt fails as well, whatever changes on the box.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Topic { .. } | Self::Outbox(OutboxError::TooLarge { .. }) => true,
+            Self::Outbox(OutboxError::NotPassed { why, .. }) => !why.may_be_repeated(),
+            Self::Outbox(_) | Self::Retained(_) => false,
+        }
+    }
+
     /// Seconds after which another attempt is worth it; none when it is not, or when the store is broken.
     #[must_use]
     pub fn retry_seconds(&self) -> Option<u32> {
         match self {
-            Self::Outbox(OutboxError::Busy { .. }) => Some(1),
+            Self::Outbox(OutboxError::Busy { .. } | OutboxError::NotPassed { why: Unpassed::Full { .. }, .. }) => Some(1),
+            Self::Outbox(OutboxError::NotPassed { why, .. }) if why.may_be_repeated() => Some(5),
             Self::Outbox(OutboxError::Full { .. } | OutboxError::Shut { .. }) | Self::Retained(RetainedError::Full) => Some(60),
             Self::Outbox(_) | Self::Topic { .. } | Self::Retained(_) => None,
         }
@@ -76,7 +88,9 @@ impl From<AcceptError> for PubSubError {
         let text = error.to_string();
         match (&error, error.retry_seconds()) {
             (AcceptError::Topic { .. }, _) => Self::Invalid(text),
-            (AcceptError::Outbox(OutboxError::TooLarge { .. }), _) => Self::Refused(text),
+            (AcceptError::Outbox(OutboxError::TooLarge { .. } | OutboxError::NotPassed { why: Unpassed::Refused(_), .. }), _) => Self::Refused(text),
+            // As daprd answers when the broker does not take it.
+            (AcceptError::Outbox(OutboxError::NotPassed { why, .. }), _) if !matches!(why, Unpassed::Full { .. }) => Self::Unavailable(text),
             (_, Some(retry_seconds)) => Self::Full { text, retry_seconds },
             _ => Self::Unavailable(text),
         }
@@ -101,7 +115,8 @@ pub enum HubError {
 #[derive(Debug)]
 #[must_use = "the sender may be answered only when the receipt has settled"]
 pub struct Accepted {
-    /// Messages taken, from the first on; the rest was not touched.
+    /// Messages taken, from the first on; the rest was not touched. Fewer than were given without a refusal: a message of a lane that
+    /// stores nothing comes alone, since its receipt is its own. Those behind it are given again.
     pub taken: usize,
     /// What has to become durable before the sender is answered.
     pub receipt: Receipt,
@@ -115,12 +130,14 @@ pub struct Accepted {
 #[derive(Default)]
 pub struct Receipt {
     marks: SmallVec<[(LaneId, u64); 2]>,
+    /// Records that nobody stores, until their upstreams have them.
+    passing: Vec<Ticket>,
     retained: Vec<Fut<'static, Result<(), TableError>>>,
 }
 
 impl std::fmt::Debug for Receipt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receipt").field("marks", &self.marks).field("retained", &self.retained.len()).finish()
+        f.debug_struct("Receipt").field("marks", &self.marks).field("passing", &self.passing.len()).field("retained", &self.retained.len()).finish()
     }
 }
 
@@ -137,7 +154,14 @@ impl Receipt {
         for (lane, sequence) in other.marks {
             self.mark(lane, sequence);
         }
+        self.passing.extend(other.passing);
         self.retained.extend(other.retained);
+    }
+
+    /// Whether it waits for an upstream: its sender may be refused after all, and nothing has been promised yet.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        !self.passing.is_empty()
     }
 }
 
@@ -154,6 +178,8 @@ struct Shared {
     cache: RouteCache,
     retained: Retained,
     quarantine: Option<Quarantine>,
+    /// What is for the box itself of topics whose lane stores nothing is stored here.
+    default: LaneId,
 }
 
 impl std::fmt::Debug for Hub {
@@ -188,11 +214,13 @@ impl Hub {
         }
         let retained = Retained::load(retained, clock).await?;
         let quarantine = Quarantine::open(&outbox)?;
+        let passing = outbox.lanes().into_iter().map(|(lane, _)| lane).filter(|lane| outbox.passes(*lane)).collect();
         Ok(Self {
             shared: Arc::new(Shared {
                 outbox,
                 shares,
-                routing: RwLock::new(Routing::new(rules, default)),
+                default,
+                routing: RwLock::new(Routing::new(rules, default, passing)),
                 cache: RouteCache::default(),
                 retained,
                 quarantine,
@@ -225,8 +253,16 @@ impl Hub {
         // Neighbours that go to the same lane are one append.
         let mut start = 0;
         while start < routes.len() {
+            if routes[start].links.is_some() {
+                if start > 0 {
+                    done.refused = None; // what is behind it is looked at when it is given again
+                    return done;
+                }
+                done.refused = self.accept_passing(pubsub, &batch[0], &routes[0], &mut done);
+                return done;
+            }
             let lane = routes[start].lane;
-            let end = start + routes[start..].iter().take_while(|r| r.lane == lane).count();
+            let end = start + routes[start..].iter().take_while(|r| r.lane == lane && r.links.is_none()).count();
             let stop = self.accept_run(pubsub, lane, &batch[start..end], &routes[start..end], &mut done);
             if let Some(refusal) = stop {
                 done.refused = Some(refusal); // it stands before the bad topic, if there was one
@@ -242,16 +278,7 @@ impl Hub {
             .iter()
             .zip(routes)
             .filter(|(_, route)| !route.destinations.is_empty())
-            .map(|(m, route)| NewRecord {
-                source: pubsub,
-                topic: m.topic,
-                payload: m.payload,
-                attributes: m.attributes,
-                qos: m.qos,
-                retain: m.retain,
-                ttl_seconds: m.ttl_seconds,
-                destinations: &route.destinations,
-            })
+            .map(|(m, route)| passing::record(pubsub, m, &route.destinations))
             .collect();
         let mut stored = 0;
         let mut refusal = None;
@@ -271,33 +298,42 @@ impl Hub {
                 }
                 stored -= 1;
             }
-            if message.retain {
-                match self.shared.retained.keep(pubsub, message) {
-                    Ok(write) => done.receipt.retained.push(write),
-                    Err(error) => return Some(error.into()),
-                }
+            if let Err(error) = self.hand_on(pubsub, message, route, done) {
+                return Some(error);
             }
-            if !route.live.is_empty() {
-                let shared = Arc::new(Message::from(message));
-                for sink in &route.live {
-                    sink.sink.deliver(sink.token, &shared);
-                }
-            }
-            done.taken += 1;
         }
         refusal
     }
 
-    /// Resolves when everything in the receipt is as durable as its lane declares. Cancel-safe towards the store: what was
-    /// accepted stays accepted.
+    /// The message is taken: those who are there get it, and it is kept if it is to be.
+    fn hand_on(&self, pubsub: &str, message: &Inbound<'_>, route: &Route, done: &mut Accepted) -> Result<(), AcceptError> {
+        if message.retain {
+            done.receipt.retained.push(self.shared.retained.keep(pubsub, message)?);
+        }
+        if !route.live.is_empty() {
+            let shared = Arc::new(Message::from(message));
+            for sink in &route.live {
+                sink.sink.deliver(sink.token, &shared);
+            }
+        }
+        done.taken += 1;
+        Ok(())
+    }
+
+    /// Resolves when everything in the receipt is as durable as its lane declares, or where its lane says so with its upstreams.
+    /// Cancel-safe towards the store: what was accepted stays accepted.
     ///
     /// # Errors
-    /// When a lane or the retained table failed: the sender must not be told that its message is safe.
+    /// When a lane or the retained table failed, or an upstream did not take what nobody stores: the sender must not be told that its
+    /// message is safe.
     pub async fn settled(&self, receipt: Receipt) -> Result<(), AcceptError> {
         for (lane, sequence) in receipt.marks {
             if !self.shared.outbox.is_durable(lane, sequence) {
                 self.shared.outbox.durable(lane, sequence).await?;
             }
+        }
+        for ticket in receipt.passing {
+            self.shared.outbox.passed(ticket).await?;
         }
         for write in receipt.retained {
             write.await.map_err(RetainedError::from)?;
@@ -308,7 +344,9 @@ impl Hub {
     /// Whether the receipt has settled already, so that the caller may answer without waiting.
     #[must_use]
     pub fn is_settled(&self, receipt: &Receipt) -> bool {
-        receipt.retained.is_empty() && receipt.marks.iter().all(|(lane, sequence)| self.shared.outbox.is_durable(*lane, *sequence))
+        receipt.retained.is_empty()
+            && receipt.passing.is_empty()
+            && receipt.marks.iter().all(|(lane, sequence)| self.shared.outbox.is_durable(*lane, *sequence))
     }
 
     /// Accepts one message and waits until it is safe: what an application's publish needs.
@@ -418,6 +456,11 @@ impl Hub {
         topic::check_filter(filter)?;
         self.change_routing(|routing| routing.bind(destination, pubsub, filter));
         Ok(())
+    }
+
+    /// The destination lies behind a link: of what a lane that stores nothing takes, it gets the records themselves.
+    pub fn add_link(&self, destination: DestinationId) {
+        self.change_routing(|routing| routing.add_link(destination));
     }
 
     /// These are the routes from now on, instead of those before: messages take them if their conditions hold when they are accepted.

@@ -212,7 +212,7 @@ impl Hub {
         let outbox = &self.shared.outbox;
         record.with_attributes(|attributes| {
             let Some(note) = note(&attributes) else { return Ok(None) };
-            let lane = outbox.lane(&note.lane).or_else(|| outbox.lane("default"));
+            let lane = outbox.lane(&note.lane).filter(|lane| !outbox.passes(*lane)).or_else(|| outbox.lane("default"));
             let Some(lane) = lane else { return Ok(None) };
             let destination = outbox.destination(&crate::node::upstream_destination(&note.upstream))?;
             let user: Vec<(&str, &str)> = attributes.user.iter().copied().filter(|(name, _)| *name != NOTE).collect();

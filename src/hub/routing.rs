@@ -101,9 +101,9 @@ pub struct HubRoute {
 }
 
 /// Destinations of one message; each once.
-type Destinations = SmallVec<[DestinationId; 4]>;
+pub(super) type Destinations = SmallVec<[DestinationId; 4]>;
 
-fn add(all: &mut Destinations, more: &[DestinationId]) {
+pub(super) fn add(all: &mut Destinations, more: &[DestinationId]) {
     for destination in more {
         if !all.contains(destination) {
             all.push(*destination);
@@ -114,6 +114,8 @@ fn add(all: &mut Destinations, more: &[DestinationId]) {
 /// The decision for one topic.
 pub(super) struct Route {
     pub(super) lane: LaneId,
+    /// The lane stores nothing; these are the destinations that it goes to all the same.
+    pub(super) links: Option<Arc<[DestinationId]>>,
     pub(super) destinations: Destinations,
     pub(super) live: Vec<Live>,
     /// What has to be decided for each message; most often nothing.
@@ -134,7 +136,7 @@ impl Route {
                 rule.add_to(&mut destinations, message, &payload);
             }
         }
-        Arc::new(Self { lane: self.lane, destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
+        Arc::new(Self { lane: self.lane, links: self.links.clone(), destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
     }
 
     /// The decision for a message that comes from these destinations: they have it.
@@ -143,7 +145,7 @@ impl Route {
             return self;
         }
         let destinations = self.destinations.iter().copied().filter(|d| !origins.contains(d)).collect();
-        Arc::new(Self { lane: self.lane, destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
+        Arc::new(Self { lane: self.lane, links: self.links.clone(), destinations, live: self.live.clone(), rules: SmallVec::new(), mode: self.mode })
     }
 }
 
@@ -157,6 +159,10 @@ struct Space {
 pub(super) struct Routing {
     rules: Vec<(LaneId, Vec<String>)>,
     default: LaneId,
+    /// Lanes that store nothing.
+    passing: Vec<LaneId>,
+    /// Destinations that lie behind a link.
+    links: Arc<[DestinationId]>,
     spaces: HashMap<String, Space>,
     bindings: HashMap<DestinationId, Vec<(String, String)>>,
     next_live: u64,
@@ -164,8 +170,8 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    pub(super) fn new(rules: Vec<(LaneId, Vec<String>)>, default: LaneId) -> Self {
-        Self { rules, default, spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0, mode: Mode::Bootstrap }
+    pub(super) fn new(rules: Vec<(LaneId, Vec<String>)>, default: LaneId, passing: Vec<LaneId>) -> Self {
+        Self { rules, default, passing, links: Arc::new([]), spaces: HashMap::new(), bindings: HashMap::new(), next_live: 0, mode: Mode::Bootstrap }
     }
 
     pub(super) fn set_rules(&mut self, rules: Vec<(LaneId, Vec<String>)>) {
@@ -174,7 +180,8 @@ impl Routing {
 
     pub(super) fn resolve(&self, pubsub: &str, topic: &str) -> Route {
         let lane = self.rules.iter().find(|(_, filters)| filters.iter().any(|f| topic::matches(f, topic))).map_or(self.default, |(lane, _)| *lane);
-        let mut route = Route { lane, destinations: SmallVec::new(), live: Vec::new(), rules: SmallVec::new(), mode: self.mode };
+        let links = self.passing.contains(&lane).then(|| self.links.clone());
+        let mut route = Route { lane, links, destinations: SmallVec::new(), live: Vec::new(), rules: SmallVec::new(), mode: self.mode };
         if let Some(space) = self.spaces.get(pubsub) {
             space.durable.each_match(topic, |d| add(&mut route.destinations, &[*d]));
             let nothing = Payload::new(&[]);
@@ -224,6 +231,10 @@ impl Routing {
                 self.space(&route.from).routes.insert(filter, route.rule.clone());
             }
         }
+    }
+
+    pub(super) fn add_link(&mut self, destination: DestinationId) {
+        self.links = self.links.iter().copied().filter(|d| *d != destination).chain([destination]).collect();
     }
 
     pub(super) fn set_mode(&mut self, mode: Mode) {

@@ -161,7 +161,20 @@ impl LocalRoute {
         let Some(lane) = run.lane() else { return false };
         let (mut receipt, mut done, mut later) = (Receipt::default(), Vec::with_capacity(run.run.len()), None);
         for record in run.run.iter() {
-            match self.carry_one(&record, &mut receipt) {
+            let mut own = Receipt::default();
+            let carried = match self.carry_one(&record, &mut own) {
+                // What nobody stores is carried when its upstream has it, or never when that refuses it.
+                Carried::Yes if own.is_passing() => match self.hub.settled(own).await {
+                    Ok(()) => Carried::Yes,
+                    Err(error) if error.is_final() => Carried::Never(error.to_string()),
+                    Err(error) => Carried::Later(error),
+                },
+                carried => {
+                    receipt.merge(own);
+                    carried
+                }
+            };
+            match carried {
                 Carried::Yes => done.push(record.id.sequence),
                 Carried::Never(reason) => self.drop_one(lane, &record, &reason),
                 Carried::Later(error) => {
@@ -212,9 +225,7 @@ impl LocalRoute {
                 receipt.merge(marks);
                 match refused {
                     None => {}
-                    Some(error @ (AcceptError::Topic { .. } | AcceptError::Outbox(OutboxError::TooLarge { .. }))) => {
-                        return Carried::Never(error.to_string());
-                    }
+                    Some(error) if error.is_final() => return Carried::Never(error.to_string()),
                     Some(error) => return Carried::Later(error),
                 }
             }

@@ -284,7 +284,7 @@ impl NodeStatus {
                     json!({
                         "name": l.lane, "diskBytes": l.disk_bytes, "quotaBytes": l.quota_bytes, "segments": l.segments, "lastSequence": l.last_sequence,
                         "acceptedBytes": l.accepted_bytes, "heldBytes": l.held_bytes, "spilledBytes": l.spilled_bytes, "sparedBytes": l.spared_bytes,
-                        "corruptRecords": l.corrupt_records, "lockedSegments": l.locked_segments, "failure": l.failure,
+                        "passthrough": l.passthrough, "passing": l.passing, "corruptRecords": l.corrupt_records, "lockedSegments": l.locked_segments, "failure": l.failure,
                     })
                 })
                 .collect();

@@ -122,8 +122,11 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
         forwarding.lanes.retain_mut(|lane| match lanes(running).find(|l| l.name == lane.name) {
             Some(there) => {
                 lane.strict = there.strict;
-                // Senders may wait for the syncs of a lane that would have none any more.
-                if (lane.durability == Durability::Memory) != (there.durability == Durability::Memory) {
+                // Senders may wait for the syncs of a lane that would have none any more, or for upstreams.
+                let kinds = [lane.durability, there.durability];
+                if kinds[0] != kinds[1] && kinds.contains(&Durability::Passthrough) {
+                    *lane = LaneSpec { matches: lane.matches.clone(), weight: lane.weight, ..there.clone() };
+                } else if !lane.durability.waits_as(there.durability) {
                     (lane.durability, lane.spill_after, lane.order) = (there.durability, there.spill_after, there.order);
                 }
                 true
@@ -219,7 +222,7 @@ fn differences(a: &Resources, b: &Resources) -> Vec<String> {
     let lane = |a: &LaneSpec, b: &LaneSpec| {
         changed!(a, b, [
             "match": matches, "durability": durability, "quota": quota_bytes, "ttl": ttl, "onFull": when_full, "weight": weight, "strict": strict,
-            "floor": floor_bytes, "spillAfter": spill_after, "order": order,
+            "floor": floor_bytes, "spillAfter": spill_after, "order": order, "answerWithin": answer_within,
         ])
     };
     let (a_lanes, b_lanes): (Vec<_>, Vec<_>) = (lanes(a).cloned().collect(), lanes(b).cloned().collect());
@@ -394,8 +397,13 @@ mod tests {
     fn each_change_is_either_live_or_named_as_one_that_needs_a_restart() {
         let listener = "bind: \"127.0.0.1:1883\"";
         let policy = "upstreams: [{component: cloud}]";
-        let cases: [(Resources, &[&str], &[&str]); 17] = [
+        let cases: [(Resources, &[&str], &[&str]); 18] = [
             (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: fsync}", "", policy), &["lane one: durability"], &[]),
+            (
+                yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], durability: passthrough}", "", policy),
+                &[],
+                &["lane one: durability, quota, ttl, onFull"],
+            ),
             (
                 yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: memory, spillAfter: 0s}", "", policy),
                 &[],

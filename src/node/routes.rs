@@ -309,6 +309,7 @@ fn drafts(config: &NodeConfig, hub: &Hub, components: &Components, spaces: &BTre
         }
         let fail = |e: &dyn std::fmt::Display| NodeError::Route(format!("the upstream {name} cannot be set up: {e}"));
         let destination = hub.destination(&upstream_destination(name)).map_err(|e| fail(&e))?;
+        hub.add_link(destination);
         hub.bind(destination, name, "#").map_err(|e| fail(&e))?;
         let policy = config.resources.escape_policies.iter().flat_map(|p| &p.upstreams).find(|u| u.component == *name);
         let mut forwarder = ForwarderConfig::new(name.clone(), destination);

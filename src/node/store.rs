@@ -82,6 +82,7 @@ pub(super) fn lane(spec: &LaneSpec) -> LaneConfig {
         floor_bytes: spec.floor_bytes,
         spill_after: spec.spill_after,
         order: spec.order,
+        answer_within: spec.answer_within,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lane::{Lane, Place};
-use super::{Bound, DestinationId};
+use super::{Bound, DestinationId, Unpassed};
 
 /// One line of the books.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,11 +39,31 @@ pub enum Refusal {
     TooLarge,
     /// The disk cannot be written, or there is no key to seal with.
     Failed,
+    /// Of a lane that stores nothing: the link of an upstream does not take records.
+    Link,
+    /// The same: the link broke with the record on its way, or its peer said "not now".
+    Withdrawn,
+    /// The same: the upstreams have not answered in time.
+    Late,
+    /// The same: an upstream refused it for good.
+    Peer,
 }
 
 impl Refusal {
     /// All of them, in the order of [`LaneStatus::refused`].
-    pub const ALL: [Self; 5] = [Self::Full, Self::Held, Self::Shut, Self::TooLarge, Self::Failed];
+    pub const ALL: [Self; 9] =
+        [Self::Full, Self::Held, Self::Shut, Self::TooLarge, Self::Failed, Self::Link, Self::Withdrawn, Self::Late, Self::Peer];
+
+    /// What a record of a lane that stores nothing is counted as.
+    pub(super) fn of(why: &Unpassed) -> Self {
+        match why {
+            Unpassed::Link | Unpassed::Behind => Self::Link,
+            Unpassed::Full { .. } => Self::Full,
+            Unpassed::Broken | Unpassed::Busy => Self::Withdrawn,
+            Unpassed::Late(_) => Self::Late,
+            Unpassed::Refused(_) => Self::Peer,
+        }
+    }
 
     /// The metric's label.
     #[must_use]
@@ -54,6 +74,10 @@ impl Refusal {
             Self::Shut => "shut",
             Self::TooLarge => "too-large",
             Self::Failed => "failed",
+            Self::Link => "link",
+            Self::Withdrawn => "withdrawn",
+            Self::Late => "late",
+            Self::Peer => "peer",
         }
     }
 }
@@ -75,6 +99,10 @@ pub struct LaneStatus {
     pub accepted_bytes: u64,
     /// Bytes of records that wait in memory.
     pub held_bytes: u64,
+    /// Whether it stores nothing ([`Durability::Passthrough`](super::Durability::Passthrough)).
+    pub passthrough: bool,
+    /// Records of such a lane that are on their way to its upstreams.
+    pub passing: u64,
     /// Of a lane with [`spill_after`](super::LaneConfig::spill_after): bytes of records, with overhead, that were written after all, since start.
     pub spilled_bytes: u64,
     /// The same of records that all had before they were written.
@@ -141,8 +169,8 @@ pub(super) fn row(lane: &Lane, id: DestinationId, name: &str) -> LedgerRow {
     LedgerRow {
         lane: lane.config.name.clone(),
         destination: name.to_owned(),
-        accepted: place.accepted + place.dropped,
-        delivered: place.cursor.delivered,
+        accepted: place.accepted + place.dropped + place.passed,
+        delivered: place.cursor.delivered + place.passed,
         expired: place.cursor.expired,
         evicted: place.cursor.evicted + place.dropped,
         aggregated: place.cursor.aggregated,

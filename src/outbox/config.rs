@@ -16,6 +16,21 @@ pub enum Durability {
     Batched(Duration),
     /// On disk, as soon as the disk can.
     Fsync,
+    /// With its upstreams: all of them have acknowledged it. Nothing is stored; who wants it on the box is served from another lane.
+    Passthrough,
+}
+
+impl Durability {
+    /// Whether a lane that is of one may become of the other while it runs: senders wait for the same kind of thing.
+    #[must_use]
+    pub fn waits_as(self, other: Self) -> bool {
+        let kind = |d| match d {
+            Self::Memory => 0,
+            Self::Batched(_) | Self::Fsync => 1,
+            Self::Passthrough => 2,
+        };
+        kind(self) == kind(other)
+    }
 }
 
 /// What happens to a record that would pass the lane's quota.
@@ -103,7 +118,8 @@ pub struct LaneConfig {
     pub name: String,
     /// How safe an answered record is.
     pub durability: Durability,
-    /// Bytes on disk, all overhead included; at least [`MIN_QUOTA_BYTES`].
+    /// Bytes on disk, all overhead included; at least [`MIN_QUOTA_BYTES`]. Of a [`Durability::Passthrough`] lane: bytes in memory that
+    /// may be on their way.
     pub quota_bytes: u64,
     /// Longest life of a record.
     pub ttl: Option<Duration>,
@@ -117,7 +133,12 @@ pub struct LaneConfig {
     /// What is sent first of what waits. [`Order::Newest`] compacts nothing, and keeps nothing out of the files:
     /// [`spill_after`](Self::spill_after) is zero.
     pub order: Order,
+    /// Of a [`Durability::Passthrough`] lane: how long a sender waits for the upstreams' answers. Ignored in other lanes.
+    pub answer_within: Duration,
 }
+
+/// How long the sender of a [`Durability::Passthrough`] lane waits for its answer unless said: as long as Dapr's MQTT component does.
+pub const DEFAULT_ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 impl LaneConfig {
     /// A lane of this name: `batched(20ms)`, 128 MiB, no lifetime, refuses when full, no floor, oldest first.
@@ -132,6 +153,7 @@ impl LaneConfig {
             floor_bytes: 0,
             spill_after: Duration::ZERO,
             order: Order::Oldest,
+            answer_within: DEFAULT_ANSWER_WITHIN,
         }
     }
 }
@@ -147,7 +169,7 @@ impl Durability {
         match self {
             Self::Memory => Duration::from_millis(2),
             Self::Batched(longest) => (longest / 4).min(LINGER),
-            Self::Fsync => Duration::ZERO,
+            Self::Fsync | Self::Passthrough => Duration::ZERO,
         }
     }
 }

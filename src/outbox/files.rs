@@ -30,6 +30,9 @@ pub(crate) struct CursorEntry {
     pub counts: [u64; 4],
     /// Accepted and dropped without being stored; part of both accepted and evicted in the ledger.
     pub dropped: u64,
+    /// Accepted and delivered without being stored; part of both in the ledger.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub passed: u64,
     /// Base of a segment ahead of `low`, and how many records in it are finished that are not in `ahead`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<(u64, u64)>,
@@ -50,6 +53,11 @@ pub(crate) struct CursorPage {
     /// Compacted segments that the counts know of: lane, base and mark.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compacted: Vec<(String, u64, u64)>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks so
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -81,6 +89,7 @@ mod tests {
                 ahead: vec![7],
                 counts: [1, 2, 3, 4],
                 dropped: 0,
+                passed: 6,
                 segments: vec![(8, 2)],
                 runs: vec![(20, 30, 9)],
             }],

@@ -11,10 +11,11 @@ use super::codec::{self, Accepted, AcceptedBefore, Compacted};
 use super::cursor::{Cursor, End};
 use super::hold::{self, Hold};
 use super::loss::{Loss, LossReason, Losses};
+use super::passing::Passing;
 use super::reader::SegmentKey;
 use super::sealed::Cover;
 use super::storage::StoredFile;
-use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, Refusal, WhenFull};
+use super::{Bound, DestinationId, Durability, LaneConfig, NewRecord, Order, OutboxError, Refusal, Unpassed, WhenFull};
 use crate::time::Timestamp;
 
 /// Bytes of encoded records that may wait for the writer; past it the lane says `Busy`.
@@ -105,6 +106,8 @@ pub(crate) struct Place {
     pub accepted: u64,
     /// Accepted and dropped at once (`drop-newest`).
     pub dropped: u64,
+    /// Accepted and delivered at once: acknowledged by the upstreams without having been stored (`passthrough`).
+    pub passed: u64,
 }
 
 pub(crate) struct Lane {
@@ -159,6 +162,8 @@ pub(crate) struct Lane {
     pub locks: bool,
     /// Why nothing can be sealed, if records are to be and there is no key.
     pub no_key: Option<String>,
+    /// What is on its way, of a lane that stores nothing.
+    pub passing: Option<Box<Passing>>,
 }
 
 impl Lane {
@@ -196,6 +201,7 @@ impl Lane {
             overhead_bytes: 0,
             locks: false,
             no_key: None,
+            passing: None,
         }
     }
 
@@ -253,7 +259,8 @@ impl Lane {
 
     /// Another bound from now on. What the lane uses at this moment is what it may use; what only waits in memory is no growth.
     pub fn set_bound(&mut self, bound: Bound) {
-        if bound == self.bound {
+        // What bounds a lane beside its quota spares the disk, which a lane that stores nothing does not use.
+        if bound == self.bound || self.passing.is_some() {
             return;
         }
         let held = if self.holds() { self.hold_limit() + HEADER_ALLOWANCE } else { 0 };
@@ -274,6 +281,7 @@ impl Lane {
             OutboxError::Full { .. } => Refusal::Full,
             OutboxError::Shut { .. } => Refusal::Shut,
             OutboxError::TooLarge { .. } => Refusal::TooLarge,
+            OutboxError::NotPassed { why, .. } => Refusal::of(why),
             // Its sender waits and has another try.
             OutboxError::Busy { .. } => return,
             _ => Refusal::Failed,
@@ -289,6 +297,9 @@ impl Lane {
         }
         if self.bound == Bound::Shut {
             return Err(OutboxError::Shut { lane: self.config.name.clone() });
+        }
+        if self.passing.is_some() {
+            return Err(OutboxError::NotPassed { lane: self.config.name.clone(), why: Unpassed::Link });
         }
         // Before room is made for it. A lane that holds records back needs no file as long as they are taken in time.
         let no_key = self.no_key.as_ref().filter(|_| !self.holds());

@@ -14,14 +14,22 @@ struct Scrape(Outbox);
 
 type OfLane = (&'static str, &'static str, MetricType, fn(&LaneStatus) -> u64);
 
-const LANES: [OfLane; 8] = [
+const LANES: [OfLane; 9] = [
     ("selvedge_outbox_accepted_bytes", "Payload bytes accepted", MetricType::Counter, |l| l.accepted_bytes),
     ("selvedge_outbox_disk_bytes", "Bytes that the lane takes on disk, preallocation included", MetricType::Gauge, |l| l.disk_bytes),
-    ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk", MetricType::Gauge, |l| l.quota_bytes),
+    ("selvedge_outbox_quota_bytes", "Bytes that the lane may take on disk; in memory, of one that stores nothing", MetricType::Gauge, |l| {
+        l.quota_bytes
+    }),
     ("selvedge_outbox_locked_segments", "Segments that are sealed with a key that is not there: kept, and not sent", MetricType::Gauge, |l| {
         l.locked_segments as u64
     }),
-    ("selvedge_outbox_held_bytes", "Bytes of records that wait in memory before they are written (spillAfter)", MetricType::Gauge, |l| l.held_bytes),
+    (
+        "selvedge_outbox_held_bytes",
+        "Bytes of records that wait in memory before they are written (spillAfter) or are on their way (passthrough)",
+        MetricType::Gauge,
+        |l| l.held_bytes,
+    ),
+    ("selvedge_outbox_passing", "Records of lanes that store nothing (passthrough) that are on their way", MetricType::Gauge, |l| l.passing),
     ("selvedge_outbox_spilled_bytes", "Bytes of records of lanes with spillAfter that were written after all", MetricType::Counter, |l| {
         l.spilled_bytes
     }),
@@ -67,7 +75,8 @@ impl Collector for Scrape {
                 }
             }
         }
-        let help = "Records that a lane refused: at its quota, at a bound below it (held), taking nothing (shut), too large, or unable to write";
+        let help = "Records that a lane refused: at its quota, at a bound below it (held), taking nothing (shut), too large, or \
+                    unable to write; of one that stores nothing: the link not up, broken on the way (withdrawn), no answer in time (late), refused (peer)";
         let mut metric = encoder.encode_descriptor("selvedge_outbox_refused", help, None, MetricType::Counter)?;
         for lane in &lanes {
             for (reason, count) in Refusal::ALL.iter().zip(lane.refused) {

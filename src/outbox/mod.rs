@@ -24,6 +24,8 @@ mod loss;
 mod merge;
 mod metrics;
 mod newest;
+mod pass;
+mod passing;
 mod peek;
 mod reader;
 mod recover;
@@ -51,12 +53,13 @@ pub use books::Refusal;
 pub use books::{LaneStatus, LedgerRow, WriteCounts};
 use books::{Stats, row};
 use config::LINGER_BYTES;
-pub use config::{Bound, Durability, LaneConfig, MIN_QUOTA_BYTES, Order, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
+pub use config::{Bound, DEFAULT_ANSWER_WITHIN, Durability, LaneConfig, MIN_QUOTA_BYTES, Order, OutboxConfig, THRIFT_BATCH, WhenFull, Windows};
 use cursor::{Cursor, End};
 use files::Manifest;
 use lane::{Lane, Place};
 pub use loss::{Loss, LossReason};
 pub use newest::DEFAULT_LIVE_SHARE;
+pub use passing::{Flow, Ticket, Unpassed};
 pub use peek::Peeker;
 pub use reader::{Reader, Record, Run};
 pub use recover::{Locked, Recovery};
@@ -147,6 +150,14 @@ pub enum OutboxError {
         lane: String,
         /// What the disk said.
         detail: String,
+    },
+    /// The lane stores nothing, and the record did not get to all its upstreams.
+    #[error("lane {lane} stores nothing, and {why}")]
+    NotPassed {
+        /// Lane.
+        lane: String,
+        /// Why.
+        why: Unpassed,
     },
     /// The destination's number or name cannot be noted.
     #[error("no room for another destination (at most {MAX_DESTINATIONS})")]
@@ -309,7 +320,8 @@ impl Outbox {
         let lanes = recovered
             .lanes
             .into_iter()
-            .map(|lane| {
+            .map(|mut lane| {
+                lane.begin_passing();
                 let progress = Progress { durable: lane.next_sequence, failure: None, closed: false };
                 LaneCell {
                     readable: watch::channel(0).0,
@@ -449,6 +461,8 @@ impl Outbox {
     }
 
     /// Appends a batch in order: all of it, or the first records up to one that is refused.
+    ///
+    /// A lane that stores nothing takes nothing here: see [`pass`](Self::pass).
     pub fn append(&self, lane: LaneId, batch: &[NewRecord<'_>]) -> Appended {
         let now = self.shared.clock.now();
         let cell = self.cell(lane);
@@ -660,7 +674,9 @@ impl Outbox {
                     segments: lane.segments.len(),
                     last_sequence: lane.next_sequence - 1,
                     accepted_bytes: lane.accepted_bytes,
-                    held_bytes: lane.hold.bytes() as u64,
+                    held_bytes: (lane.hold.bytes() + lane.passing.as_ref().map_or(0, |p| p.bytes())) as u64,
+                    passthrough: lane.passing.is_some(),
+                    passing: lane.passing.as_ref().map_or(0, |p| p.len() as u64),
                     spilled_bytes: lane.hold.spilled,
                     spared_bytes: lane.hold.spared,
                     bound: lane.bound,

@@ -11,7 +11,7 @@ use super::loss::{Loss, LossReason};
 use super::newest::SideReader;
 use super::sealed::Cover;
 use super::storage::StoredFile;
-use super::{DestinationId, End, LaneId, OutboxError, RecordId, Shared, salvage, writer};
+use super::{DestinationId, End, Flow, LaneId, OutboxError, RecordId, Shared, Unpassed, salvage, writer};
 use crate::message::Attributes;
 use crate::time::Timestamp;
 
@@ -56,6 +56,24 @@ impl Run {
     fn epoch_of(&self, sequence: u64) -> u32 {
         let at = self.epochs.partition_point(|(first, _)| *first <= sequence).saturating_sub(1);
         self.epochs.get(at).map_or(0, |(_, epoch)| *epoch)
+    }
+
+    /// Takes records that stand in no file, of this epoch, as `give` hands them over.
+    pub(super) fn take_frames(&mut self, epoch: u32, give: impl FnOnce(&mut dyn FnMut(&[u8]))) {
+        self.epochs = Epochs::from_slice(&[(0, epoch)]);
+        self.cover = Cover::Plain;
+        let (buffer, bodies) = (&mut self.buffer, &mut self.bodies);
+        let mut end = 0;
+        give(&mut |frame| {
+            let start = end;
+            end += frame.len();
+            if buffer.len() < end {
+                buffer.resize(end, 0);
+            }
+            buffer[start..end].copy_from_slice(frame);
+            bodies.push(((start + codec::FRAME_BYTES) as u32, end as u32));
+        });
+        self.filled = end;
     }
 
     pub(super) fn clear(&mut self) {
@@ -239,7 +257,7 @@ pub(super) type SegmentKey = (u64, u32, u32);
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
     pub(super) destination: DestinationId,
-    lane: LaneId,
+    pub(super) lane: LaneId,
     seen: tokio::sync::watch::Receiver<u64>,
     /// Segment (base, epoch and attempt of its file), and the offset of the record with this sequence or a later one.
     pub(super) place: Option<(SegmentKey, u64, u64)>,
@@ -249,6 +267,9 @@ pub struct Reader {
     damaged: Option<SegmentKey>,
     /// The same of what is read out of order.
     pub(super) sides: SideReader,
+    /// The lane stores nothing, and whether the destination takes its records now.
+    pub(super) passes: bool,
+    pub(super) flows: bool,
 }
 
 impl std::fmt::Debug for Reader {
@@ -259,14 +280,20 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, destination: DestinationId, lane: LaneId) -> Self {
-        let seen = shared.lanes[usize::from(lane.0)].readable.subscribe();
-        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None, damaged: None, sides: SideReader::default() };
+        let cell = &shared.lanes[usize::from(lane.0)];
+        let (seen, passes) = (cell.readable.subscribe(), cell.lock().passing.is_some());
+        let sides = SideReader::default();
+        let mut reader = Self { shared, destination, lane, seen, place: None, tail: None, damaged: None, sides, passes, flows: false };
         reader.rewind();
         reader
     }
 
+    pub(super) fn cell(&self) -> &super::LaneCell {
+        &self.shared.lanes[usize::from(self.lane.0)]
+    }
+
     pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, super::Lane> {
-        self.shared.lanes[usize::from(self.lane.0)].lock()
+        self.cell().lock()
     }
 
     /// Reads the next records for the destination: at most `max_records`, stopping at about `max_bytes`. Returns how many; 0 means caught
@@ -275,6 +302,14 @@ impl Reader {
     /// # Errors
     /// `Directory` when a segment cannot be read (it stays, and is tried again at the next call).
     pub fn next_run(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Result<usize, OutboxError> {
+        // What the lane stored under other settings goes first; nothing comes in before all of it has gone.
+        match self.next_stored_run(max_records, max_bytes, run)? {
+            0 if self.passes => Ok(self.next_passing(max_records, max_bytes, run)),
+            read => Ok(read),
+        }
+    }
+
+    fn next_stored_run(&mut self, max_records: usize, max_bytes: usize, run: &mut Run) -> Result<usize, OutboxError> {
         run.clear();
         run.lane = Some(self.lane);
         self.seen.borrow_and_update();
@@ -469,12 +504,18 @@ impl Reader {
     /// These records are delivered for good, in any order; others are ignored.
     pub fn acknowledge(&self, sequences: &[u64]) {
         self.finish(sequences, End::Delivered);
+        if self.passes {
+            self.passed(sequences);
+        }
     }
 
     /// The destination refuses this record for good; it is counted as evicted.
     pub fn reject(&self, sequence: u64, reason: &str) {
         tracing::debug!(sequence, reason, "record refused by its destination");
         self.finish(&[sequence], End::Evicted);
+        if self.passes {
+            self.refuse_passing(sequence, reason);
+        }
     }
 
     fn finish(&self, sequences: &[u64], how: End) {
@@ -502,8 +543,10 @@ impl Reader {
         }
     }
 
-    /// Starts again at the lowest record that is not finished.
+    /// Starts again at the lowest record that is not finished. What has been read of a lane that stores nothing is not read again: its
+    /// senders are refused.
     pub fn rewind(&mut self) {
+        self.flow(&Flow::Shut(Unpassed::Broken));
         self.place = None;
         self.tail = None;
         self.damaged = None;
@@ -515,12 +558,13 @@ impl Reader {
     #[must_use]
     pub fn sendable(&self) -> u64 {
         let lane = self.lock();
-        lane.queued(self.destination).saturating_sub(lane.waiting_for_key(self.destination))
+        lane.queued(self.destination).saturating_sub(lane.waiting_for_key(self.destination)) + lane.waits_to_pass(self.destination)
     }
 
     /// Records stored for the destination and not finished.
     #[must_use]
     pub fn queued(&self) -> u64 {
-        self.lock().queued(self.destination)
+        let lane = self.lock();
+        lane.queued(self.destination) + lane.waits_to_pass(self.destination)
     }
 }

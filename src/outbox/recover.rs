@@ -439,7 +439,7 @@ fn recover_lane(
     }
     let entries = page.entries.iter().filter(|e| e.lane == lane.config.name).map(|e| (DestinationId(e.destination), e));
     let mut places: BTreeMap<DestinationId, Place> =
-        entries.map(|(id, e)| (id, Place { cursor: restored(e), accepted: 0, dropped: e.dropped })).collect();
+        entries.map(|(id, e)| (id, Place { cursor: restored(e), accepted: 0, dropped: e.dropped, passed: e.passed })).collect();
     for id in accepted.keys() {
         places.entry(*id).or_insert_with(|| Place { cursor: Cursor::restore(1, [], [0; 4]), ..Place::default() });
     }

@@ -11,6 +11,7 @@ mod compact;
 mod damage;
 mod hold;
 mod newest;
+mod passing;
 mod power;
 mod sealed;
 
@@ -278,7 +279,7 @@ fn a_bounded_lane_does_at_its_bound_what_it_does_at_its_quota_and_a_shut_one_ref
         assert_eq!((taken < 2_000, held[1] > 0), (policy == WhenFull::Reject, policy == WhenFull::Reject), "{policy:?}");
         b.outbox.bound_lanes(|_, _| Bound::Shut);
         assert!(matches!(b.append(1).refused, Some(OutboxError::Shut { .. })));
-        assert_eq!(b.outbox.status()[0].refused, [0, held[1], 1, 0, 0]);
+        assert_eq!(b.outbox.status()[0].refused, [0, held[1], 1, 0, 0, 0, 0, 0, 0]);
         b.outbox.bound_lanes(|_, _| Bound::Quota);
         let (taken, disk) = fill(&mut b, 2_000);
         assert!(taken == 2_000 && disk > 1 << 18, "{policy:?}: {disk}");

@@ -178,8 +178,9 @@ impl Writer {
         for (cell, writer) in self.shared.lanes.iter().zip(&self.lanes) {
             let mut lane = cell.lock();
             let wall = self.shared.clock.now();
-            // Nothing is written to the last segment any more once everything was finished in memory.
-            let keep = usize::from(!lane.gap || writer.active.is_some());
+            // Nothing is written to the last segment any more once everything was finished in memory, or where nothing is stored.
+            let ended = lane.gap || lane.passing.is_some();
+            let keep = usize::from(!ended || writer.active.is_some());
             lane.trim(wall, keep);
             garbage.append(&mut lane.garbage);
             middle.push(std::mem::take(&mut lane.middle));
@@ -244,7 +245,7 @@ impl Writer {
                 Ok(()) => {
                     moved = true;
                     let writer = &mut self.lanes[at];
-                    if durability == Durability::Memory {
+                    if matches!(durability, Durability::Memory | Durability::Passthrough) {
                         self.shared.lanes[at].lock().give_back(chunk.bytes);
                     } else {
                         writer.unsynced_since.get_or_insert(now);
@@ -265,7 +266,7 @@ impl Writer {
         let mut wait = self.shared.lanes[at].lock().look_again();
         if failure.is_none() && !self.lanes[at].unsynced.is_empty() {
             let due = match durability {
-                Durability::Memory => None,
+                Durability::Memory | Durability::Passthrough => None,
                 Durability::Fsync => Some(now),
                 Durability::Batched(longest) => {
                     let bytes: usize = self.lanes[at].unsynced.iter().map(|c| c.bytes.len()).sum();
@@ -527,6 +528,7 @@ impl Writer {
                     ahead: place.cursor.ahead(),
                     counts: [place.cursor.delivered, place.cursor.expired, place.cursor.evicted, place.cursor.aggregated],
                     dropped: place.dropped,
+                    passed: place.passed,
                     segments: place.cursor.in_segments(),
                     runs: place.cursor.sides.runs(),
                 });
@@ -564,7 +566,10 @@ impl Writer {
             let entry_of = |page: &'_ CursorPage, destination| page.entries.iter().position(|e| e.lane == *name && e.destination == destination);
             page.entries.iter().filter(|e| e.lane == *name).all(|new| {
                 let old = entry_of(&self.page, new.destination).map(|at| &self.page.entries[at]);
-                old == Some(new) || (lane.holds() && old.is_some_and(|old| old.low >= lane.filed))
+                let held = || lane.holds() && old.is_some_and(|old| old.low >= lane.filed);
+                // What was passed on stands in no file either.
+                let passed = || lane.passing.is_some() && old.is_some_and(|old| CursorEntry { passed: new.passed, ..old.clone() } == *new);
+                old == Some(new) || held() || passed()
             }) && (lane.holds() || page.next.iter().find(|(n, _)| n == name) == self.page.next.iter().find(|(n, _)| n == name))
         })
     }

@@ -14,7 +14,7 @@ use super::strict::{Fields, Findings};
 use super::{Resources, Severity, yaml::Node};
 use crate::escape::ModeConfig;
 use crate::hub::{NOTICES, QUARANTINE, ShardKey, When};
-use crate::outbox::{Durability, MIN_QUOTA_BYTES, Order, WhenFull, Windows};
+use crate::outbox::{DEFAULT_ANSWER_WITHIN, Durability, MIN_QUOTA_BYTES, Order, WhenFull, Windows};
 use crate::telemetry::logs::parse_level;
 use crate::topic;
 use crate::units;
@@ -128,9 +128,10 @@ fn filters(fields: &mut Fields<'_>, name: &'static str, findings: &mut Findings<
 }
 
 pub(crate) fn parse_durability(text: &str) -> Result<Durability, String> {
-    let accepted = || "memory, fsync, or batched(TIME) such as batched(20ms)".to_owned();
+    let accepted = || "memory, fsync, batched(TIME) such as batched(20ms), or passthrough".to_owned();
     match text {
         "memory" => Ok(Durability::Memory),
+        "passthrough" => Ok(Durability::Passthrough),
         "fsync" => Ok(Durability::Fsync),
         _ => {
             let inside = text.strip_prefix("batched(").and_then(|t| t.strip_suffix(')')).ok_or_else(accepted)?;
@@ -156,6 +157,47 @@ fn spill_after(fields: &mut Fields<'_>, durability: Durability, order: Order, fi
         findings.add(Severity::Error, line, &key, format!("found {text:?}; accepted is 0 with order: newest, which reads from the files"));
     }
     time.unwrap_or(DEFAULT_SPILL)
+}
+
+/// What may be on its way of a lane that stores nothing: unless said, and at most. It is in memory.
+const DEFAULT_PASSING_BYTES: u64 = 1 << 20;
+const MOST_PASSING_BYTES: u64 = 64 << 20;
+const ANSWER_WITHIN: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
+
+/// `answerWithin` of a lane.
+fn answer_within(fields: &mut Fields<'_>, durability: Durability, findings: &mut Findings<'_>) -> Duration {
+    let key = fields.key("answerWithin");
+    let Some((text, line)) = fields.text("answerWithin", findings) else { return DEFAULT_ANSWER_WITHIN };
+    let time = units::parse_duration(&text).ok().filter(|t| ANSWER_WITHIN.contains(t));
+    if time.is_none() {
+        findings.add(Severity::Error, line, &key, format!("found {text:?}; accepted is a time from 100ms to 5m"));
+    }
+    if durability != Durability::Passthrough {
+        findings.add(Severity::Error, line, &key, "is for durability: passthrough: senders of other lanes do not wait for their upstreams");
+    }
+    time.unwrap_or(DEFAULT_ANSWER_WITHIN)
+}
+
+/// What says how a lane stores makes no sense for one that does not.
+fn only_of_lanes_that_store(fields: &mut Fields<'_>, name: Option<&str>, findings: &mut Findings<'_>) {
+    for (key, why) in [
+        ("onFull", "a lane that stores nothing has nothing to give up: its senders are refused"),
+        ("ttl", "a record waits for answerWithin at most"),
+        ("order", "nothing waits for the link"),
+        ("floor", "nothing of it is on the disk"),
+    ] {
+        if let Some((text, line)) = fields.text(key, findings)
+            && (key, text.as_str()) != ("onFull", "reject")
+            && (key, text.as_str()) != ("order", "oldest")
+        {
+            findings.add(Severity::Error, line, &fields.key(key), format!("found {text:?}; not accepted with durability: passthrough: {why}"));
+        }
+    }
+    if name == Some("default") {
+        let text = "passthrough is not accepted for the lane default, which keeps what applications and devices on the box are to get; \
+                    declare one with match: [\"#\"] before it";
+        findings.add(Severity::Error, fields.line(), &fields.key("durability"), text);
+    }
 }
 
 fn parse_when_full(text: &str) -> Result<WhenFull, String> {
@@ -193,9 +235,16 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
         findings.add(Severity::Error, fields.line(), &fields.key("match"), "is required: topic filters that put a message into this lane");
     }
     let durability = fields.parsed("durability", Durability::Batched(DEFAULT_BATCH), findings, parse_durability);
-    let quota_bytes = fields.size("quota", DEFAULT_QUOTA_BYTES, MIN_QUOTA_BYTES..=(1 << 50), findings);
-    let ttl = fields.duration("ttl", DEFAULT_TTL, findings);
-    let when_full = fields.parsed("onFull", WhenFull::DropOldest, findings, parse_when_full);
+    let answer_within = answer_within(&mut fields, durability, findings);
+    let passes = durability == Durability::Passthrough;
+    let (quota, most) = if passes { (DEFAULT_PASSING_BYTES, MOST_PASSING_BYTES) } else { (DEFAULT_QUOTA_BYTES, 1 << 50) };
+    let quota_bytes = fields.size("quota", quota, MIN_QUOTA_BYTES..=most, findings);
+    if passes {
+        only_of_lanes_that_store(&mut fields, name.as_deref(), findings);
+    }
+    let ttl = Some(fields.duration("ttl", DEFAULT_TTL, findings)).filter(|_| !passes);
+    let default = if passes { WhenFull::Reject } else { WhenFull::DropOldest };
+    let when_full = fields.parsed("onFull", default, findings, parse_when_full);
     let weight = fields.number("weight", 1, 1..=100, findings) as u32;
     let order = fields.parsed("order", Order::Oldest, findings, |t| match t {
         "oldest" => Ok(Order::Oldest),
@@ -215,7 +264,7 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
         findings.add(Severity::Warning, fields.line(), &key, "merges nothing while spillAfter is not 0: the lane gives its oldest up instead");
     }
     fields.finish(findings);
-    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl: Some(ttl), when_full, weight, strict, floor_bytes, spill_after, order })
+    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl, when_full, weight, strict, floor_bytes, spill_after, order, answer_within })
 }
 
 fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {

@@ -2,6 +2,7 @@
 
 use super::{Deliver, Problem, Resources, RouteSpec, SET_SEPARATOR, Severity, UpstreamRole};
 use crate::hub::MAX_MEMBERS;
+use crate::outbox::Durability;
 use crate::topic;
 
 /// A filter that covers what has this prefix, whatever follows.
@@ -126,6 +127,14 @@ pub(super) fn check(resources: &mut Resources) {
         if let Some(text) = set_mistake(route, resources, is_local) {
             found.push(problem(route, format!("says deliver: first-ack {text}")));
             continue;
+        }
+        let passing = resources.forwardings.iter().flat_map(|f| &f.lanes).filter(|l| l.durability == Durability::Passthrough);
+        for lane in passing.filter(|l| l.matches.iter().any(|m| route.topics.iter().any(|t| topic::overlap(m, t)))) {
+            let text = format!(
+                "says deliver: first-ack for topics that the lane {} may take, which stores nothing (durability: passthrough); accepted are topics of lanes that store",
+                lane.name
+            );
+            found.push(problem(route, text));
         }
         if let Some(secondary) = secondaries(resources).next() {
             let text = format!(

@@ -289,7 +289,7 @@ pub struct LaneSpec {
     pub matches: Vec<String>,
     /// How safe a record is when its sender is answered.
     pub durability: Durability,
-    /// Bytes on disk, overhead included.
+    /// Bytes on disk, overhead included; of a passthrough lane bytes in memory.
     pub quota_bytes: u64,
     /// Longest life.
     pub ttl: Option<Duration>,
@@ -305,6 +305,8 @@ pub struct LaneSpec {
     pub spill_after: Duration,
     /// What is sent first of what waits.
     pub order: Order,
+    /// Of a passthrough lane: how long a sender waits for its upstreams' answers.
+    pub answer_within: Duration,
 }
 
 /// `spec.drain` of a forwarding.

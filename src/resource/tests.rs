@@ -170,6 +170,55 @@ fn memory_lanes_hold_records_back_for_a_time_that_can_be_set() {
 }
 
 #[test]
+fn a_lane_that_stores_nothing_takes_no_setting_that_says_how_to_store() {
+    let r = lanes(concat!(
+        "    - {name: a, match: [a], durability: passthrough}\n",
+        "    - {name: b, match: [b], durability: passthrough, answerWithin: 3s, quota: 2MiB, onFull: reject, order: oldest, weight: 3, strict: true}\n",
+    ));
+    assert_eq!(r.problems, []);
+    let all: Vec<_> = r.forwardings[0].lanes.iter().map(|l| (l.quota_bytes, l.answer_within.as_secs(), l.ttl, l.when_full)).collect();
+    assert_eq!(all, [(1 << 20, 10, None, WhenFull::Reject), (2 << 20, 3, None, WhenFull::Reject)]);
+    assert!(r.forwardings[0].lanes.iter().all(|l| l.durability == Durability::Passthrough));
+    let name = "name: a, match: [a], durability: passthrough";
+    for (lane, problem) in [
+        (
+            format!("{name}, onFull: drop-oldest"),
+            "onFull found \"drop-oldest\"; not accepted with durability: passthrough: a lane that stores nothing has",
+        ),
+        (format!("{name}, ttl: 1h"), "ttl found \"1h\"; not accepted with durability: passthrough: a record waits for answerWithin at most"),
+        (format!("{name}, order: newest"), "order found \"newest\"; not accepted with durability: passthrough"),
+        (format!("{name}, floor: 1MiB"), "floor found \"1MiB\"; not accepted with durability: passthrough"),
+        (format!("{name}, spillAfter: 1s"), "spillAfter is for durability: memory"),
+        (format!("{name}, quota: 1GiB"), "quota found \"1GiB\"; accepted is a size from 1MiB to 64MiB"),
+        (format!("{name}, answerWithin: 1h"), "answerWithin found \"1h\"; accepted is a time from 100ms to 5m"),
+        ("name: a, match: [a], answerWithin: 1s".to_owned(), "answerWithin is for durability: passthrough"),
+        ("name: default, durability: passthrough".to_owned(), "durability passthrough is not accepted for the lane default"),
+        (
+            "name: a, match: [a], durability: none".to_owned(),
+            "durability found \"none\"; accepted is memory, fsync, batched(TIME) such as batched(20ms), or passthrough",
+        ),
+    ] {
+        let r = lanes(&format!("    - {{{lane}}}\n"));
+        let all: Vec<String> = r.problems.iter().map(ToString::to_string).collect();
+        assert!(all.len() == 1 && all[0].contains(&format!("a.yaml:6: spec.lanes[0].{problem}")), "{problem}\nin\n{all:?}");
+    }
+}
+
+#[test]
+fn a_set_of_upstreams_takes_no_topics_of_lanes_that_store_nothing() {
+    let of = |topics: &str| {
+        let r = load_text(&format!(
+            "apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n  routes: [{{from: local, topics: [{topics}], to: [a, b], \
+             deliver: first-ack}}]\n  lanes: [{{name: now, match: [now/#], durability: passthrough}}]\n"
+        ));
+        r.problems.iter().filter(|p| p.text.contains("stores nothing")).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(of("later/#"), [""; 0]);
+    let all = of("+/a");
+    assert!(all.len() == 1 && all[0].contains("a.yaml:5: spec.routes[0] says deliver: first-ack for topics that the lane now may take"), "{all:?}");
+}
+
+#[test]
 fn lanes_are_replayed_newest_first_where_that_has_a_meaning_and_the_live_share_says_where_it_acts() {
     let of = |text: &str| {
         let r = load_text(&format!("apiVersion: selvedge/v1alpha1\nkind: Forwarding\nmetadata: {{name: up}}\nspec:\n{text}"));

@@ -15,6 +15,7 @@ mod first;
 mod init;
 mod newcomer;
 mod newest;
+mod passthrough;
 mod queue;
 mod reload;
 mod routes;

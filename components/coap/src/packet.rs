@@ -32,6 +32,8 @@ impl Code {
     pub const INCOMPLETE: Self = Self(0x88);
     /// 4.13.
     pub const TOO_LARGE: Self = Self(0x8D);
+    /// 5.02: an upstream refused it.
+    pub const BAD_GATEWAY: Self = Self(0xA2);
     /// 5.03: try again after Max-Age.
     pub const UNAVAILABLE: Self = Self(0xA3);
     /// 5.05.

@@ -12,7 +12,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use selvedge::component::{BoundListener, Fut, InitError, ListenerContext, addresses};
 use selvedge::hub::{AcceptError, Hub, LiveSink, LiveSubscription, Receipt};
 use selvedge::message::{Attributes, Inbound, Message};
-use selvedge::outbox::OutboxError;
+use selvedge::outbox::{OutboxError, Unpassed};
 use selvedge::time::{Clock, Monotonic};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -279,10 +279,19 @@ impl Server {
         let mut at = 0;
         while at < messages.len() {
             let accepted = self.hub.accept(&self.pubsub, &messages[at..]);
-            receipt.merge(accepted.receipt);
-            taken.extend(publishes[at..at + accepted.taken].iter().map(|(id, _)| *id));
+            let these = publishes[at..at + accepted.taken].iter().map(|(id, _)| *id);
+            if accepted.receipt.is_passing() {
+                // It is answered by itself: another one's upstream may have refused.
+                let (ids, hub, own) = (these.collect(), self.hub.clone(), accepted.receipt);
+                self.settling.push(Box::pin(async move { (ids, hub.settled(own).await) }));
+            } else {
+                receipt.merge(accepted.receipt);
+                taken.extend(these);
+            }
             at += accepted.taken;
-            if let Some((id, _)) = publishes.get(at) {
+            if (accepted.taken == 0 || accepted.refused.is_some())
+                && let Some((id, _)) = publishes.get(at)
+            {
                 let answer = accepted.refused.as_ref().map_or_else(|| Answer::try_again(1, "not taken"), refusal);
                 self.answer(*id, answer);
                 at += 1;
@@ -324,6 +333,7 @@ fn refusal(error: &AcceptError) -> Answer {
     let text = error.to_string();
     match error {
         AcceptError::Topic { .. } => Answer::text(Code::BAD_REQUEST, &text),
+        AcceptError::Outbox(OutboxError::NotPassed { why: Unpassed::Refused(_), .. }) => Answer::text(Code::BAD_GATEWAY, &text),
         AcceptError::Outbox(OutboxError::TooLarge { limit, .. }) => Answer::too_large(usize::try_from(*limit).unwrap_or(usize::MAX)),
         // A store that is broken may be whole again.
         error => Answer::try_again(error.retry_seconds().unwrap_or(30), &text),

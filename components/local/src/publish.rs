@@ -67,7 +67,8 @@ impl LocalPubSub {
                 outcome => break outcome?,
             }
         };
-        Ok(Published { record_id: stored.map(|id| self.hub.outbox().record_id_text(id)), queued: stored.is_some() })
+        let outbox = self.hub.outbox();
+        Ok(Published { record_id: stored.map(|id| outbox.record_id_text(id)), queued: stored.is_some_and(|id| !outbox.passes(id.lane)) })
     }
 
     async fn publish_many(&self, topic: &str, entries: Vec<BulkEntry>, metadata: &Metadata) -> Vec<BulkFailure> {
@@ -89,11 +90,14 @@ impl LocalPubSub {
             }
         }
         let messages: Vec<Inbound<'_>> = batch.iter().map(|(_, message)| *message).collect();
-        let (mut at, start) = (0, Instant::now());
+        let (mut at, start, mut passing) = (0, Instant::now(), Vec::new());
         while at < messages.len() {
             let accepted = self.hub.accept(&self.name, &messages[at..]);
             let taken = &batch[at..at + accepted.taken];
-            if let Err(error) = self.hub.settled(accepted.receipt).await {
+            if accepted.receipt.is_passing() {
+                // Its upstreams answer while the others are handed over.
+                passing.push((taken, accepted.receipt));
+            } else if let Err(error) = self.hub.settled(accepted.receipt).await {
                 let error = PubSubError::from(error);
                 taken.iter().for_each(|(entry, _)| failed(entry, error.clone()));
             }
@@ -105,7 +109,14 @@ impl LocalPubSub {
                     failed(batch[at].0, error.into());
                     at += 1;
                 }
-                None => break,
+                None => {}
+            }
+        }
+        // Each has its time since it was handed over, however long those before it took.
+        for (taken, receipt) in passing {
+            if let Err(error) = self.hub.settled(receipt).await {
+                let error = PubSubError::from(error);
+                taken.iter().for_each(|(entry, _)| failed(entry, error.clone()));
             }
         }
         failures

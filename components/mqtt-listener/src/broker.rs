@@ -373,9 +373,10 @@ impl Broker {
                 self.metrics.dropped("will-refused");
                 tracing::warn!(client_id, error = %error, "a will was not taken");
             }
-            let hub = self.hub.clone();
+            let (hub, metrics) = (self.hub.clone(), self.metrics.clone());
             tokio::spawn(async move {
                 if let Err(error) = hub.settled(accepted.receipt).await {
+                    metrics.dropped("will-not-safe");
                     tracing::warn!(error = %error, "a will may not be safe");
                 }
             });

@@ -68,6 +68,13 @@ impl Forwarder {
     async fn judge_refusal(&mut self, refusal: Refusal, now: Monotonic) {
         let Refusal { origin, sequence, ref reason, unwanted } = refusal;
         let lane = origin.lane;
+        if self.feed.passes(origin) {
+            // Nothing was accepted, so nothing is set aside: its sender is refused.
+            self.feed.reject(origin, sequence, reason);
+            self.step(LinkEvent::Refused, "");
+            self.count_refusal(lane, sequence, reason, "record of a lane that stores nothing refused for good; its sender is told");
+            return;
+        }
         if Some(lane) == self.notices {
             if unwanted || self.feed.refuse(origin, sequence, reason) {
                 self.feed.reject(origin, sequence, reason);

@@ -120,6 +120,13 @@ fn list(status: &Value) -> String {
                 number("quotaBytes") >> 10
             ));
         }
+        if lane["passthrough"] == true {
+            text.push_str(&format!(
+                "\nlane {}: stores nothing (passthrough); {} records are on their way",
+                lane["name"].as_str().unwrap_or("?"),
+                number("passing")
+            ));
+        }
         if let Some(why) = lane["failure"].as_str() {
             // A lane that has no file yet has had no line.
             if number("diskBytes") == 0 {

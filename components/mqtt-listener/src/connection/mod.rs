@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use selvedge::hub::{AcceptError, Consumer, LaneRun, LiveSubscription};
+use selvedge::hub::{AcceptError, Consumer, LaneRun, LiveSubscription, Receipt};
 use selvedge::message::{Attributes, Inbound};
 use selvedge::outbox::{LaneId, OutboxError};
 use selvedge::resource::ListenerLimits;
@@ -79,6 +79,21 @@ struct Pending {
     settled: Pin<Box<dyn Future<Output = Result<(), AcceptError>> + Send>>,
     answers: Vec<u8>,
     publishes: usize,
+    /// Quality of service and id of the one publish that waits for an upstream: its own answer is not among the others, since it may be
+    /// refused.
+    passing: Option<(u8, u16)>,
+}
+
+impl Pending {
+    /// The publish that waited for an upstream is taken: its answer goes first.
+    fn take_passing(&mut self, version: Version) {
+        if let Some((qos, id)) = self.passing.take() {
+            let mut answers = Vec::with_capacity(4 + self.answers.len());
+            wire::acknowledge(&mut answers, version, if qos == 1 { 4 } else { 5 }, id, reason::SUCCESS);
+            answers.append(&mut self.answers);
+            self.answers = answers;
+        }
+    }
 }
 
 struct Live {
@@ -472,9 +487,7 @@ impl<S: Stream> Connection<S> {
                         if !matches!(settled, Ok(Ok(()))) {
                             break;
                         }
-                        if let Some(done) = self.pending.pop_front() {
-                            self.out.extend_from_slice(&done.answers);
-                        }
+                        self.answer_front();
                     }
                 }
                 wire::disconnect(&mut self.out, self.version, *reason);

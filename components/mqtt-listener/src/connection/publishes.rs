@@ -40,62 +40,92 @@ impl<S: Stream> Connection<S> {
                 at += 1;
                 continue;
             }
-            let accepted = publishing_as(self.number, || self.broker.hub.accept(&self.broker.spec.pubsub, &messages));
-            let taken = &batch[at..at + accepted.taken];
-            self.broker.metrics.received.inc_by(taken.len() as u64);
-            at += accepted.taken;
-            let mut answers = Vec::with_capacity(taken.len() * 4);
-            let mut publishes = 0;
-            let mut quality_2 = false;
-            for p in taken {
-                if p.qos > 0 {
-                    publishes += 1;
-                    wire::acknowledge(&mut answers, self.version, if p.qos == 1 { 4 } else { 5 }, p.id, reason::SUCCESS);
+            // One call takes all of them, but for those that wait for an upstream: each of these is answered by itself.
+            let mut given = 0;
+            while given < messages.len() {
+                let accepted = publishing_as(self.number, || self.broker.hub.accept(&self.broker.spec.pubsub, &messages[given..]));
+                let taken = &batch[at..at + accepted.taken];
+                self.broker.metrics.received.inc_by(taken.len() as u64);
+                at += accepted.taken;
+                given += accepted.taken;
+                match taken {
+                    [one] if accepted.receipt.is_passing() => self.await_upstream(one, accepted.receipt)?,
+                    _ => self.await_store(taken, accepted.receipt)?,
                 }
-                if p.qos == 2 {
-                    quality_2 = true;
-                    self.session.received.insert(p.id);
-                }
-            }
-            if publishes > 0 {
-                let row = (quality_2 && self.persistent()).then(|| self.broker.save(&self.client_id, &self.session));
-                if row.is_none() && self.pending.is_empty() && self.broker.hub.is_settled(&accepted.receipt) {
-                    self.out.extend_from_slice(&answers);
-                } else {
-                    let hub = self.broker.hub.clone();
-                    let settled = Box::pin(async move {
-                        hub.settled(accepted.receipt).await?;
-                        match row {
-                            Some(row) => row.await.map_err(|e| AcceptError::Retained(e.into())),
-                            None => Ok(()),
+                if let Some(refused) = accepted.refused {
+                    let busy = matches!(refused, AcceptError::Outbox(OutboxError::Busy { .. }));
+                    if busy {
+                        let now = self.broker.clock.monotonic();
+                        if now.since(*busy_since.get_or_insert(now)) > BUSY_TIMEOUT {
+                            return Err(End::Close { reason: reason::BUSY, why: "disk-too-slow" });
                         }
-                    });
-                    self.unsettled += publishes;
-                    // A version 5 client was told how many may be open; one read may hold twice that from a fair client of version 3.
-                    if self.version == Version::V5 && self.unsettled > usize::from(self.limits.window) {
-                        return Err(End::Close { reason: reason::RECEIVE_MAXIMUM, why: "receive-maximum" });
+                        // The store wakes us when it has written something.
+                        let lanes = self.broker.hub.outbox().lanes();
+                        let writable: Vec<_> = lanes.into_iter().map(|(lane, _)| Box::pin(self.broker.hub.outbox().writable(lane))).collect();
+                        let _ = tokio::time::timeout(Duration::from_millis(50), first_of(writable)).await;
+                        continue;
                     }
-                    self.pending.push_back(Pending { settled, answers, publishes });
+                    self.refuse(&batch[at], &refused).await?;
+                    at += 1;
+                    given += 1;
                 }
-            }
-            if let Some(refused) = accepted.refused {
-                let p = &batch[at];
-                let busy = matches!(refused, AcceptError::Outbox(OutboxError::Busy { .. }));
-                if busy {
-                    let now = self.broker.clock.monotonic();
-                    if now.since(*busy_since.get_or_insert(now)) > BUSY_TIMEOUT {
-                        return Err(End::Close { reason: reason::BUSY, why: "disk-too-slow" });
-                    }
-                    // The store wakes us when it has written something.
-                    let lanes = self.broker.hub.outbox().lanes();
-                    let writable: Vec<_> = lanes.into_iter().map(|(lane, _)| Box::pin(self.broker.hub.outbox().writable(lane))).collect();
-                    let _ = tokio::time::timeout(Duration::from_millis(50), first_of(writable)).await;
-                    continue;
-                }
-                self.refuse(p, &refused).await?;
-                at += 1;
             }
         }
+        Ok(())
+    }
+
+    /// The answers of publishes that were taken wait until they are as safe as their lanes declare.
+    fn await_store(&mut self, taken: &[Publish<'_>], receipt: Receipt) -> Result<(), End> {
+        let mut answers = Vec::with_capacity(taken.len() * 4);
+        let mut publishes = 0;
+        let mut quality_2 = false;
+        for p in taken {
+            if p.qos > 0 {
+                publishes += 1;
+                wire::acknowledge(&mut answers, self.version, if p.qos == 1 { 4 } else { 5 }, p.id, reason::SUCCESS);
+            }
+            if p.qos == 2 {
+                quality_2 = true;
+                self.session.received.insert(p.id);
+            }
+        }
+        if publishes == 0 {
+            return Ok(());
+        }
+        let row = (quality_2 && self.persistent()).then(|| self.broker.save(&self.client_id, &self.session));
+        if row.is_none() && self.pending.is_empty() && self.broker.hub.is_settled(&receipt) {
+            self.out.extend_from_slice(&answers);
+            return Ok(());
+        }
+        let hub = self.broker.hub.clone();
+        let settled = Box::pin(async move {
+            hub.settled(receipt).await?;
+            match row {
+                Some(row) => row.await.map_err(|e| AcceptError::Retained(e.into())),
+                None => Ok(()),
+            }
+        });
+        self.wait_for(Pending { settled, answers, publishes, passing: None })
+    }
+
+    /// The answer of a publish that nobody stores waits for its upstreams. Until they have it, it may be refused: a second quality 2
+    /// publish of the same id must not be taken for one that is known.
+    fn await_upstream(&mut self, p: &Publish<'_>, receipt: Receipt) -> Result<(), End> {
+        if p.qos == 0 {
+            return Ok(());
+        }
+        let hub = self.broker.hub.clone();
+        let settled = Box::pin(async move { hub.settled(receipt).await });
+        self.wait_for(Pending { settled, answers: Vec::new(), publishes: 1, passing: Some((p.qos, p.id)) })
+    }
+
+    fn wait_for(&mut self, pending: Pending) -> Result<(), End> {
+        self.unsettled += pending.publishes;
+        // A version 5 client was told how many may be open; one read may hold twice that from a fair client of version 3.
+        if self.version == Version::V5 && self.unsettled > usize::from(self.limits.window) {
+            return Err(End::Close { reason: reason::RECEIVE_MAXIMUM, why: "receive-maximum" });
+        }
+        self.pending.push_back(pending);
         Ok(())
     }
 
@@ -139,15 +169,9 @@ impl<S: Stream> Connection<S> {
     }
 
     pub(super) async fn refuse(&mut self, p: &Publish<'_>, why: &AcceptError) -> Result<(), End> {
-        let (code, label) = match why {
-            AcceptError::Topic { .. } => (reason::TOPIC_INVALID, "topic-invalid"),
-            AcceptError::Outbox(OutboxError::Full { .. }) | AcceptError::Retained(_) => (reason::QUOTA, "lane-full"),
-            AcceptError::Outbox(OutboxError::Shut { .. }) => (reason::QUOTA, "lane-shut"),
-            AcceptError::Outbox(OutboxError::TooLarge { .. }) => (reason::TOO_LARGE, "record-too-large"),
-            AcceptError::Outbox(_) => (reason::IMPLEMENTATION, "lane-failed"),
-        };
+        let (code, label) = refusal(why);
         self.broker.metrics.refused(label);
-        if code == reason::IMPLEMENTATION {
+        if label == LANE_FAILED {
             return Err(End::Close { reason: code, why: label });
         }
         if p.qos == 0 {
@@ -158,22 +182,75 @@ impl<S: Stream> Connection<S> {
             self.answer_directly(p, code);
             return Ok(());
         }
-        // Version 3 has no way to refuse: it gets no acknowledgement, and its connection ends.
+        self.refuse_untold(code, label).await
+    }
+
+    /// Version 3 has no way to refuse: it gets no acknowledgement, and its connection ends.
+    async fn refuse_untold(&mut self, reason: u8, why: &'static str) -> Result<(), End> {
         self.flush().await?;
         tokio::time::sleep(REFUSAL_PAUSE).await;
-        Err(End::Close { reason: code, why: label })
+        Err(End::Close { reason, why })
     }
 
     /// The front of the line is safe: its answers may go, and those behind it that are safe as well.
     pub(super) async fn answer(&mut self, result: Result<(), AcceptError>) -> Result<(), End> {
-        if let Err(error) = result {
-            tracing::error!(client_id = %self.client_id, error = %error, "messages are not safe; their sender gets no acknowledgement");
-            return Err(End::Close { reason: reason::IMPLEMENTATION, why: "lane-failed" });
+        let passing = self.pending.front().and_then(|p| p.passing);
+        match (result, passing) {
+            (Err(error @ AcceptError::Outbox(OutboxError::NotPassed { .. })), Some((qos, id))) => {
+                let (code, label) = refusal(&error);
+                self.broker.metrics.refused(label);
+                if self.version != Version::V5 {
+                    return self.refuse_untold(code, label).await;
+                }
+                wire::acknowledge(&mut self.out, self.version, if qos == 1 { 4 } else { 5 }, id, code);
+                if let Some(front) = self.pending.front_mut() {
+                    front.passing = None; // it is answered
+                }
+            }
+            (Err(error), _) => {
+                tracing::error!(client_id = %self.client_id, error = %error, "messages are not safe; their sender gets no acknowledgement");
+                return Err(End::Close { reason: reason::IMPLEMENTATION, why: LANE_FAILED });
+            }
+            (Ok(()), Some((2, id))) if self.persistent() => {
+                // Its upstreams have it; that its id is known has to be safe before the client is told.
+                self.session.received.insert(id);
+                let row = self.broker.save(&self.client_id, &self.session);
+                if let Some(front) = self.pending.front_mut() {
+                    front.take_passing(self.version);
+                    front.settled = Box::pin(async move { row.await.map_err(|e| AcceptError::Retained(e.into())) });
+                }
+                return Ok(());
+            }
+            (Ok(()), _) => {}
         }
-        if let Some(done) = self.pending.pop_front() {
-            self.out.extend_from_slice(&done.answers);
-            self.unsettled -= done.publishes;
-        }
+        self.answer_front();
         Ok(())
+    }
+
+    /// Sends what the front of the line is owed.
+    pub(super) fn answer_front(&mut self) {
+        let Some(mut done) = self.pending.pop_front() else { return };
+        if let Some((2, id)) = done.passing {
+            self.session.received.insert(id);
+        }
+        done.take_passing(self.version);
+        self.out.extend_from_slice(&done.answers);
+        self.unsettled -= done.publishes;
+    }
+}
+
+/// Why a connection ends whose publishes cannot be made safe.
+const LANE_FAILED: &str = "lane-failed";
+
+/// What a refusal is called: the reason code, and the metric's label.
+fn refusal(why: &AcceptError) -> (u8, &'static str) {
+    match why {
+        AcceptError::Topic { .. } => (reason::TOPIC_INVALID, "topic-invalid"),
+        AcceptError::Outbox(OutboxError::Full { .. }) | AcceptError::Retained(_) => (reason::QUOTA, "lane-full"),
+        AcceptError::Outbox(OutboxError::Shut { .. }) => (reason::QUOTA, "lane-shut"),
+        AcceptError::Outbox(OutboxError::TooLarge { .. }) => (reason::TOO_LARGE, "record-too-large"),
+        AcceptError::Outbox(OutboxError::NotPassed { why, .. }) if why.may_be_repeated() => (reason::QUOTA, "not-passed"),
+        AcceptError::Outbox(OutboxError::NotPassed { .. }) => (reason::IMPLEMENTATION, "upstream-refused"),
+        AcceptError::Outbox(_) => (reason::IMPLEMENTATION, LANE_FAILED),
     }
 }

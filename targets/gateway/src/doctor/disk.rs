@@ -9,7 +9,7 @@ use rustix::fs::{fdatasync, statfs, statvfs};
 use selvedge::component::Finding;
 use selvedge::outbox::Durability;
 use selvedge::outbox::storage::Space;
-use selvedge::resource::DiskFloor;
+use selvedge::resource::{DiskFloor, LaneSpec};
 
 use super::Patient;
 
@@ -64,7 +64,8 @@ fn used(dir: &Path) -> u64 {
 }
 
 fn room(patient: &Patient, available: u64, total: u64) -> Finding {
-    let quotas: u64 = patient.resources.forwardings.iter().flat_map(|f| &f.lanes).map(|l| l.quota_bytes).sum();
+    let stores = |l: &&LaneSpec| l.durability != Durability::Passthrough;
+    let quotas: u64 = patient.resources.forwardings.iter().flat_map(|f| &f.lanes).filter(stores).map(|l| l.quota_bytes).sum();
     // What the lanes hold already counts for their quotas.
     let held = used(&patient.data_dir.join("outbox"));
     let needed = quotas.saturating_sub(held);

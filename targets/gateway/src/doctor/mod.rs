@@ -67,7 +67,7 @@ pub fn doctor(flags: &Flags) -> Result<ExitCode, UsageError> {
             .iter()
             .map(|l| {
                 json!({
-                    "lane": l.lane, "quotaBytes": l.quota_bytes, "records": l.records, "coversSeconds": l.covers.as_secs(), "endsByTtl": l.ends_by_ttl,
+                    "lane": l.lane, "stores": l.keeps, "quotaBytes": l.quota_bytes, "records": l.records, "coversSeconds": l.covers.as_secs(), "endsByTtl": l.ends_by_ttl,
                     "lostByKill": l.kill, "lostByPowerCut": l.power, "whenFull": l.full, "traps": l.traps,
                 })
             })
