@@ -98,6 +98,8 @@ pub enum LinkEvent {
     Lost(LinkCause),
     /// The peer acknowledged a record.
     Acknowledged,
+    /// The peer has refused a record for good, and will not be sent it again.
+    Refused,
     /// The peer takes nothing for now; the connection stands.
     Busy,
     /// An answer is slow, or overdue.
@@ -171,6 +173,8 @@ pub struct LinkMachine {
     cause: Option<LinkCause>,
     /// When the peer last proved that it takes records.
     proven: Option<Monotonic>,
+    /// It has refused a record on this connection.
+    refused: bool,
     /// When to act: connect while down or fenced, probe while probing, be well again while degraded.
     due: Option<Monotonic>,
     connecting: bool,
@@ -192,6 +196,7 @@ impl LinkMachine {
             since: now,
             cause: None,
             proven: None,
+            refused: false,
             due: None,
             connecting: false,
             behind: true,
@@ -254,7 +259,7 @@ impl LinkMachine {
                 if self.connecting {
                     self.connecting = false;
                     self.behind = backlog;
-                    self.strain = None;
+                    (self.strain, self.refused) = (None, false);
                     if backlog {
                         self.enter(now, LinkState::Probing, self.cause, &mut actions);
                         actions.push(LinkAction::Probe);
@@ -278,6 +283,7 @@ impl LinkMachine {
                     self.stand(now, &mut actions);
                 }
             }
+            LinkEvent::Refused => self.refused = true,
             LinkEvent::Busy => {
                 if self.state.is_connected() {
                     self.forget_if_stable(now);
@@ -346,9 +352,11 @@ impl LinkMachine {
         actions.push(LinkAction::Drain);
     }
 
-    /// A link that stood for long enough starts its back-off anew.
+    /// A link that stood for long enough starts its back-off anew. So does one whose peer took records and refused others: some brokers
+    /// (mosquitto 2.0 for one) close the connection over each record that they do not allow, and it is done with.
     fn forget_if_stable(&mut self, now: Monotonic) {
-        if self.proven.take().is_some_and(|at| now.since(at) >= self.stable) {
+        let refused = std::mem::take(&mut self.refused);
+        if self.proven.take().is_some_and(|at| refused || now.since(at) >= self.stable) {
             self.backoff.reset();
             self.fenced.reset();
         }

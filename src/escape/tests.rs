@@ -62,6 +62,35 @@ fn delays_grow_to_the_cap_and_start_anew_only_after_a_stable_link() {
 }
 
 #[test]
+fn a_peer_that_takes_records_and_closes_over_those_that_it_refuses_is_asked_again_at_once() {
+    let mut link = link();
+    link.step(at(0), LinkEvent::Start, RANDOM);
+    let delays = |link: &mut LinkMachine, proves: bool, refuses: bool| -> Vec<u128> {
+        let mut now = 1_000_000;
+        let mut one = || {
+            link.step(at(now), LinkEvent::Connected { backlog: true }, RANDOM);
+            if proves {
+                link.step(at(now), LinkEvent::Acknowledged, RANDOM);
+            }
+            if refuses {
+                link.step(at(now), LinkEvent::Refused, RANDOM);
+            }
+            link.step(at(now), LinkEvent::Lost(LinkCause::PeerError), RANDOM);
+            let due = link.deadline().unwrap();
+            let delay = due.since(at(now)).as_millis();
+            now = u64::try_from(due.0.as_millis()).unwrap();
+            link.step(due, LinkEvent::Tick, RANDOM);
+            delay
+        };
+        (0..5).map(|_| one()).collect()
+    };
+    assert_eq!(delays(&mut link, true, true), [200; 5]);
+    assert_eq!(delays(&mut link, false, true), [600, 1_800, 5_400, 16_200, 30_000], "a peer that takes nothing is left in peace");
+    assert_eq!(delays(&mut link, true, true)[1..], [200; 4]);
+    assert_eq!(delays(&mut link, true, false)[..2], [600, 1_800]);
+}
+
+#[test]
 fn a_busy_peer_is_probed_again_on_the_same_connection() {
     let mut link = link();
     link.step(at(0), LinkEvent::Start, RANDOM);

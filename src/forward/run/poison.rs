@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::feed::Origin;
 use super::Forwarder;
 use crate::component::{LinkCause, LinkFailure};
-use crate::escape::LinkState;
+use crate::escape::{LinkEvent, LinkState};
 use crate::outbox::LaneId;
 use crate::time::Monotonic;
 
@@ -85,6 +85,7 @@ impl Forwarder {
         }
         if !unwanted && !self.feed.refuse(origin, sequence, reason) {
             self.count_refusal(lane, sequence, reason, "record refused for good; the other upstreams of its set are asked");
+            self.step(LinkEvent::Refused, "");
             return;
         }
         if self.set_aside_at.is_some() {
@@ -105,6 +106,7 @@ impl Forwarder {
             return;
         }
         self.feed.reject(origin, sequence, reason);
+        self.step(LinkEvent::Refused, "");
         let what = "record refused for good and set aside (`selvedge queue show`)";
         if unwanted {
             // Those who refused it have counted it.
