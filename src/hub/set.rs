@@ -4,7 +4,7 @@
 //! The store hands each record out once, to the set. It is kept here until it is done, and each member reads what is kept at a place of its
 //! own before it reads on in the store: one that is behind passes over what others have finished, and holds nothing up. What is kept was
 //! read by a member that has it on its way or has refused it, so it is bounded by the members' windows and by [`MOST_REFUSED`],
-//! [`MOST_REFUSED_BYTES`] and [`MOST_BEHIND`], whatever waits in the store.
+//! [`MOST_REFUSED_BYTES`], [`MOST_BEHIND`] and [`PART_BEHIND`], whatever waits in the store.
 
 mod refusals;
 
@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use self::refusals::{Met, Refusals};
+use self::refusals::{Met, Progress, Refusals};
 use super::{Consumer, LaneRun};
 use crate::component::Fut;
-use crate::outbox::{LaneId, OutboxError, Run};
+use crate::outbox::{LaneId, Outbox, OutboxError, Run};
 
 /// Most members of a set.
 pub const MAX_MEMBERS: usize = 16;
@@ -28,6 +28,8 @@ pub const MOST_REFUSED_BYTES: usize = 1 << 20;
 /// Records of a lane that may be read after one that was refused, before that one waits no longer: all of them stand in the cursor's memory
 /// and in its file. As many as one link may have answered behind an unanswered one.
 pub const MOST_BEHIND: u64 = 4_096;
+/// The same in bytes: this part of the lane's quota. No segment behind such a record is freed, and one refusal must not fill a lane.
+pub const PART_BEHIND: u64 = 8;
 /// Places among what is kept: strict lanes, and the others.
 const STRICT: usize = 0;
 const SHARED: usize = 1;
@@ -64,9 +66,9 @@ struct Member {
     busy: bool,
 }
 
-/// Records of a lane that have been read.
-fn read_of(read: &[(LaneId, u64)], lane: LaneId) -> u64 {
-    read.iter().find(|(l, _)| *l == lane).map_or(0, |(_, n)| *n)
+/// What has been read of a lane.
+fn read_of(read: &[(LaneId, Progress)], lane: LaneId) -> Progress {
+    read.iter().find(|(l, _)| *l == lane).map_or_else(Progress::default, |(_, so_far)| *so_far)
 }
 
 struct Shared {
@@ -77,8 +79,10 @@ struct Shared {
     last_number: u64,
     members: Vec<Member>,
     refusals: Refusals,
-    /// Records read so far, by lane.
-    read: SmallVec<[(LaneId, u64); 4]>,
+    /// What has been read so far.
+    read: SmallVec<[(LaneId, Progress); 4]>,
+    /// For the quotas of its lanes.
+    outbox: Outbox,
     /// Moves when members may find something new among what is kept.
     news: watch::Sender<u64>,
     /// Used again and again.
@@ -174,11 +178,13 @@ impl Shared {
         let mut run = Run::default();
         run.copy(from, 0..from.len());
         let records: Vec<(u64, bool)> = run.iter().map(|r| (r.id.sequence, true)).collect();
+        let mut so_far = read_of(&self.read, lane);
+        so_far.records += records.len() as u64;
+        so_far.bytes += (0..records.len()).map(|place| run.bytes_of(place) as u64).sum::<u64>();
         match self.read.iter_mut().find(|(l, _)| *l == lane) {
-            Some((_, n)) => *n += records.len() as u64,
-            None => self.read.push((lane, records.len() as u64)),
+            Some((_, before)) => *before = so_far,
+            None => self.read.push((lane, so_far)),
         }
-        let so_far = read_of(&self.read, lane);
         self.refusals.read(lane, records.iter().map(|(sequence, _)| *sequence), so_far);
         self.last_number += 1;
         self.kept[side].push_back(Chunk { number: self.last_number, lane, run, open: records.len(), records });
@@ -213,8 +219,9 @@ impl Shared {
         for key in self.refusals.gone(|(lane, sequence)| self.consumer.is_out(lane, sequence)) {
             self.close(key);
         }
-        let Self { refusals, read, members, .. } = self;
-        refusals.unwanted(member, members.len(), |lane| read_of(read, lane), into);
+        let Self { refusals, read, members, outbox, .. } = self;
+        let most = |lane| Progress { records: MOST_BEHIND, bytes: outbox.quota_bytes(lane) / PART_BEHIND };
+        refusals.unwanted(member, members.len(), |lane| (read_of(read, lane), most(lane)), into);
     }
 
     fn rewind(&mut self, member: usize) {
@@ -261,7 +268,7 @@ pub struct SetCounts {
 
 impl Set {
     /// So many members (at most [`MAX_MEMBERS`]) of what this consumer reads.
-    pub(super) fn new(consumer: Consumer, members: usize) -> Self {
+    pub(super) fn new(consumer: Consumer, members: usize, outbox: Outbox) -> Self {
         let shared = Shared {
             consumer,
             kept: Default::default(),
@@ -269,6 +276,7 @@ impl Set {
             members: vec![Member::default(); members.min(MAX_MEMBERS)],
             refusals: Refusals::default(),
             read: SmallVec::new(),
+            outbox,
             news: watch::channel(0).0,
             places: Vec::new(),
             asked: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Key, MOST_BEHIND, MOST_REFUSED, MOST_REFUSED_BYTES};
+use super::{Key, MOST_REFUSED, MOST_REFUSED_BYTES};
 use crate::outbox::LaneId;
 
 /// Letters of a peer's reason that are kept.
@@ -20,10 +20,23 @@ struct Refused {
     strict: bool,
     /// Grows with each.
     number: u64,
-    /// Records of its lane that had been read when it was; none while it has to be read again.
-    read_at: Option<u64>,
+    /// What had been read of its lane when it was; none while it has to be read again.
+    read_at: Option<Progress>,
     /// The member that sets it aside.
     taken_by: Option<usize>,
+}
+
+/// What has been read of a lane, or may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Progress {
+    pub records: u64,
+    pub bytes: u64,
+}
+
+impl Progress {
+    fn is_beyond(self, since: Self, most: Self) -> bool {
+        self.records.saturating_sub(since.records) > most.records || self.bytes.saturating_sub(since.bytes) > most.bytes
+    }
 }
 
 /// All of them; most often none. They outlive new beginnings: what a member has refused is not sent to it again.
@@ -41,8 +54,8 @@ pub(super) struct Met {
     pub bytes: usize,
     /// It stands in a strict lane.
     pub strict: bool,
-    /// Records of its lane that have been read so far.
-    pub read: u64,
+    /// What has been read of its lane so far.
+    pub read: Progress,
 }
 
 impl Refusals {
@@ -91,8 +104,8 @@ impl Refusals {
         self.all.remove(&key);
     }
 
-    /// Records of the lane were read, so many so far: those that are known were met again, and the others wait behind them.
-    pub fn read(&mut self, lane: LaneId, sequences: impl Iterator<Item = u64>, so_far: u64) {
+    /// Records of the lane were read, so much of it so far: those that are known were met again, and the others wait behind them.
+    pub fn read(&mut self, lane: LaneId, sequences: impl Iterator<Item = u64>, so_far: Progress) {
         if self.all.is_empty() {
             return;
         }
@@ -128,13 +141,22 @@ impl Refusals {
     }
 
     /// Adds those that this member is to set aside, with why: all of so many members have refused them, or they have waited for as long as
-    /// they may.
-    pub fn unwanted(&mut self, member: usize, members: usize, read_of: impl Fn(LaneId) -> u64, into: &mut Vec<(LaneId, u64, String)>) {
+    /// they may. `read_of` says what has been read of a lane, and how much may be behind such a record.
+    pub fn unwanted(
+        &mut self,
+        member: usize,
+        members: usize,
+        read_of: impl Fn(LaneId) -> (Progress, Progress),
+        into: &mut Vec<(LaneId, u64, String)>,
+    ) {
         let by_all = ((1u64 << members) - 1) as u32;
         let (mut due, mut waiting) = (Vec::new(), Vec::new());
         for (key, refused) in self.all.iter().filter(|(_, r)| r.taken_by.is_none()) {
-            let behind = refused.read_at.map(|at| read_of(key.0).saturating_sub(at));
-            if behind.is_some_and(|behind| refused.by == by_all || behind > MOST_BEHIND) {
+            let beyond = |at| {
+                let (read, most) = read_of(key.0);
+                read.is_beyond(at, most)
+            };
+            if refused.read_at.is_some_and(|at| refused.by == by_all || beyond(at)) {
                 due.push(*key);
             } else {
                 waiting.push((refused.number, *key, refused.bytes));
@@ -173,39 +195,45 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    fn unwanted(refusals: &mut Refusals, read: u64) -> Vec<u64> {
+    const MOST: Progress = Progress { records: 100, bytes: 5_000 };
+
+    fn read(records: u64) -> Progress {
+        Progress { records, bytes: 10 * records }
+    }
+
+    fn unwanted(refusals: &mut Refusals, so_far: Progress) -> Vec<u64> {
         let mut found = Vec::new();
-        refusals.unwanted(0, 2, |_| read, &mut found);
+        refusals.unwanted(0, 2, |_| (so_far, MOST), &mut found);
         found.into_iter().map(|(_, sequence, _)| sequence).collect()
     }
 
     #[test]
     fn a_record_larger_than_all_may_be_is_waited_for_alone_and_of_two_the_older_one_goes() {
         let mut refusals = Refusals::default();
-        let met = Met { bytes: MOST_REFUSED_BYTES + 1, strict: false, read: 0 };
+        let met = Met { bytes: MOST_REFUSED_BYTES + 1, strict: false, read: read(0) };
         refusals.note(0, (LaneId(0), 7), "too large", met);
-        assert!(unwanted(&mut refusals, 0).is_empty());
+        assert!(unwanted(&mut refusals, read(0)).is_empty());
         refusals.note(0, (LaneId(0), 3), "too large", met);
-        assert_eq!(unwanted(&mut refusals, 0), [7]);
+        assert_eq!(unwanted(&mut refusals, read(0)), [7]);
     }
 
     #[test]
     fn what_has_to_be_read_again_is_nobodys_to_set_aside_and_is_forgotten_past_the_bound() {
         let mut refusals = Refusals::default();
         for sequence in 0..=MOST_REFUSED as u64 {
-            refusals.note(1, (LaneId(0), sequence), &"no".repeat(1_000), Met { bytes: 1, strict: sequence == 0, read: 0 });
+            refusals.note(1, (LaneId(0), sequence), &"no".repeat(1_000), Met { bytes: 1, strict: sequence == 0, read: read(0) });
         }
         assert_eq!((refusals.of(1, false), refusals.of(1, true), refusals.of(0, false)), (MOST_REFUSED as u64 + 1, 1, 0));
         assert!(refusals.all.values().all(|r| r.reason.len() == REASON));
         refusals.begin_anew();
-        assert!(unwanted(&mut refusals, 2 * MOST_BEHIND).is_empty());
+        assert!(unwanted(&mut refusals, read(900)).is_empty());
         assert!(!refusals.has(1, (LaneId(0), 0)) && refusals.has(1, (LaneId(0), 1)), "asked again");
-        refusals.read(LaneId(0), 1..3, 10);
+        refusals.read(LaneId(0), 1..3, read(10));
         assert!(refusals.take_look() && !refusals.take_look());
-        assert_eq!(unwanted(&mut refusals, 10 + MOST_BEHIND), [0; 0]);
-        assert_eq!(unwanted(&mut refusals, 11 + MOST_BEHIND), [1, 2]);
-        assert!(unwanted(&mut refusals, 11 + MOST_BEHIND).is_empty(), "somebody has them");
+        assert_eq!(unwanted(&mut refusals, read(110)), [0; 0]);
+        assert_eq!(unwanted(&mut refusals, read(111)), [1, 2]);
+        assert!(unwanted(&mut refusals, read(111)).is_empty(), "somebody has them");
         refusals.let_go(0);
-        assert_eq!(unwanted(&mut refusals, 11 + MOST_BEHIND), [1, 2]);
+        assert_eq!(unwanted(&mut refusals, Progress { records: 11, bytes: 5_101 }), [1, 2], "bytes count as well");
     }
 }
