@@ -24,7 +24,7 @@ use super::throttle::Throttle;
 use super::window::{InFlight, Window};
 use crate::component::{Fut, LinkCause, LinkFailure, PeerLimits, Traffic, Uplink, UplinkAck, UplinkOutcome, UplinkPublish};
 use crate::escape::{LinkAction, LinkEvent, LinkMachine, LinkState, SplitMix};
-use crate::hub::{Hub, LaneRun, NOTICES};
+use crate::hub::{Hub, LaneRun, NOTICES, QUARANTINE};
 use crate::outbox::{DestinationId, Flow, LaneId, Peeker, Unpassed};
 use crate::resource::DrainSpec;
 use crate::time::{Clock, Monotonic};
@@ -41,6 +41,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const REFRESH: Duration = Duration::from_millis(250);
 /// Pause after a lane that could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
+/// A pause of sending at which senders that wait for the peer are refused instead.
+const LONG_HOLD: Duration = Duration::from_secs(1);
 /// A delay below this is the way of a live record, not worth a mark.
 const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
 /// Bytes that a record, and its answer, are taken to cost on the wire beside topic and payload, of an uplink that does not count.
@@ -96,8 +98,11 @@ pub struct Forwarder {
     /// When the number of queued records was refreshed while the link stood.
     refreshed_at: Monotonic,
     suspect: Option<Suspect>,
-    /// Bytes refused for good since a record was last taken.
+    /// Bytes refused for good since a record was last taken; at the start those that are set aside, since a peer that refuses everything does
+    /// not begin to take records because this node was started again.
     refused_bytes: u64,
+    /// The peer has refused something since it was last asked whether it refuses everything.
+    judge_peer: bool,
     /// Refused for good and not yet set aside.
     refusals: Vec<Refusal>,
     /// When setting aside is tried again.
@@ -135,7 +140,7 @@ impl Forwarder {
         let (status, view) = ForwarderStatus::new(&config.name, clock.now());
         let metrics = metrics.of(&config.name);
         let (orders, ordered) = watch::channel(LinkOrders::default());
-        let notices = hub.outbox().lane(NOTICES);
+        let (notices, refused_bytes) = (hub.outbox().lane(NOTICES), in_quarantine(&hub));
         let mut feed = Feed::default();
         let own = Mapping::new(&config.name, config.routes);
         let lent = config.lends.clone();
@@ -182,7 +187,8 @@ impl Forwarder {
             caught_up: false,
             refreshed_at: now,
             suspect: None,
-            refused_bytes: 0,
+            refused_bytes,
+            judge_peer: false,
             refusals: Vec::new(),
             set_aside_at: None,
             peekers: SmallVec::new(),
@@ -323,7 +329,10 @@ impl Forwarder {
         };
         let closing = Flow::Closing(Unpassed::Link);
         let open = others == Flow::Open;
-        let strict = if open && self.stopping { &closing } else { &others };
+        // A drain that begins later, or that has spent its rate for long, sends nothing of them either.
+        let now = self.clock.monotonic();
+        let waits = self.hold.is_some_and(|until| until.since(now) > LONG_HOLD);
+        let strict = if open && (self.stopping || waits) { &closing } else { &others };
         self.feed.flow(strict, if open && self.ordered.borrow().strict_only { &closing } else { strict });
     }
 
@@ -439,7 +448,7 @@ impl Forwarder {
         } else if self.window.oldest().is_some_and(|at| now.since(at) >= self.stall) {
             let detail = format!("{} publishes are unanswered, the oldest for {} s", self.window.waiting(), self.stall.as_secs());
             self.lost(LinkFailure::new(LinkCause::Silent, detail)).await;
-        } else if self.refused_bytes >= self.poison_bytes && self.refusals.is_empty() {
+        } else if self.refusals.is_empty() && std::mem::take(&mut self.judge_peer) && self.refused_bytes >= self.poison_bytes {
             let detail = format!("records of {} bytes were refused in a row, and none was taken", self.refused_bytes);
             self.lost(LinkFailure::new(LinkCause::Refused, detail)).await;
         } else {
@@ -627,6 +636,7 @@ impl Forwarder {
                 UplinkOutcome::Refused(reason) => {
                     if Some(publish.origin.lane) != self.notices && !self.feed.passes(publish.origin) {
                         self.refused_bytes += (publish.bytes + RECORD_OVERHEAD) as u64;
+                        self.judge_peer = true;
                     }
                     self.refusals.push(Refusal::new(publish.origin, publish.sequence, reason));
                 }
@@ -800,6 +810,11 @@ impl Forwarder {
 }
 
 /// The future if there is one, else one that never resolves.
+/// Bytes that are set aside.
+fn in_quarantine(hub: &Hub) -> u64 {
+    hub.outbox().status().iter().find(|l| l.lane == QUARANTINE).map_or(0, |l| l.disk_bytes)
+}
+
 async fn maybe(future: Option<impl Future<Output = ()>>) {
     match future {
         Some(future) => future.await,

@@ -517,7 +517,7 @@ impl Hub {
     /// [`consumer`](Self::consumer).
     #[must_use]
     pub fn set(&self, destination: DestinationId, members: usize) -> Set {
-        Set::new(self.consumer(destination), members)
+        Set::new(self.consumer(destination), members, self.outbox().clone())
     }
 
     /// Retained messages of a pub/sub that `filter` covers, with their quality of service as published.

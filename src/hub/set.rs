@@ -4,31 +4,32 @@
 //! The store hands each record out once, to the set. It is kept here until it is done, and each member reads what is kept at a place of its
 //! own before it reads on in the store: one that is behind passes over what others have finished, and holds nothing up. What is kept was
 //! read by a member that has it on its way or has refused it, so it is bounded by the members' windows and by [`MOST_REFUSED`],
-//! [`MOST_REFUSED_BYTES`] and [`MOST_BEHIND`], whatever waits in the store.
+//! [`MOST_REFUSED_BYTES`], [`MOST_BEHIND`] and [`PART_BEHIND`], whatever waits in the store.
 
-use std::collections::{BTreeMap, VecDeque};
+mod refusals;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
+use self::refusals::{Met, Progress, Refusals};
 use super::{Consumer, LaneRun};
 use crate::component::Fut;
-use crate::outbox::{LaneId, OutboxError, Run};
+use crate::outbox::{LaneId, Outbox, OutboxError, Run};
 
 /// Most members of a set.
 pub const MAX_MEMBERS: usize = 16;
 /// Records that some members have refused and that wait for the others; past it the oldest wait no longer.
 pub const MOST_REFUSED: usize = 1_024;
-/// The same in bytes.
+/// The same in bytes; one that is larger is waited for alone.
 pub const MOST_REFUSED_BYTES: usize = 1 << 20;
 /// Records of a lane that may be read after one that was refused, before that one waits no longer: all of them stand in the cursor's memory
 /// and in its file. As many as one link may have answered behind an unanswered one.
 pub const MOST_BEHIND: u64 = 4_096;
-/// Letters of a peer's reason that are kept.
-const REASON: usize = 256;
-/// Records given out at once as those that nobody takes.
-const UNWANTED_AT_ONCE: usize = 64;
+/// The same in bytes: this part of the lane's quota. No segment behind such a record is freed, and one refusal must not fill a lane.
+pub const PART_BEHIND: u64 = 8;
 /// Places among what is kept: strict lanes, and the others.
 const STRICT: usize = 0;
 const SHARED: usize = 1;
@@ -57,22 +58,6 @@ impl Chunk {
     }
 }
 
-/// A record that some members have refused.
-#[derive(Debug)]
-struct Refused {
-    /// A bit for each member that has.
-    by: u32,
-    reason: String,
-    bytes: usize,
-    side: usize,
-    /// Grows with each.
-    number: u64,
-    /// Records of its lane that had been read when it was; none while it has to be read again.
-    read_at: Option<u64>,
-    /// The member that sets it aside.
-    taken_by: Option<usize>,
-}
-
 /// How far a member has read what is kept, on each side: the next chunk, and the next record in it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Member {
@@ -81,20 +66,23 @@ struct Member {
     busy: bool,
 }
 
+/// What has been read of a lane.
+fn read_of(read: &[(LaneId, Progress)], lane: LaneId) -> Progress {
+    read.iter().find(|(l, _)| *l == lane).map_or_else(Progress::default, |(_, so_far)| *so_far)
+}
+
 struct Shared {
     consumer: Consumer,
     /// What is not done, in the order in which it was read.
     kept: [VecDeque<Chunk>; 2],
-    /// Number of the chunk, or refusal, that came last.
+    /// Number of the chunk that came last.
     last_number: u64,
     members: Vec<Member>,
-    /// Most often empty. It outlives new beginnings: what a member has refused is not sent to it again.
-    refused: BTreeMap<Key, Refused>,
-    refused_bytes: usize,
-    /// Something may have come that nobody takes.
-    look: bool,
-    /// Records read so far, by lane.
-    read: SmallVec<[(LaneId, u64); 4]>,
+    refusals: Refusals,
+    /// What has been read so far.
+    read: SmallVec<[(LaneId, Progress); 4]>,
+    /// For the quotas of its lanes.
+    outbox: Outbox,
     /// Moves when members may find something new among what is kept.
     news: watch::Sender<u64>,
     /// Used again and again.
@@ -104,14 +92,6 @@ struct Shared {
 }
 
 impl Shared {
-    fn has_refused(&self, member: usize, key: Key) -> bool {
-        self.refused.get(&key).is_some_and(|r| r.by & (1 << member) != 0)
-    }
-
-    fn read_of(&self, lane: LaneId) -> u64 {
-        self.read.iter().find(|(l, _)| *l == lane).map_or(0, |(_, n)| *n)
-    }
-
     /// Finds a record that is kept and not done.
     fn find(&self, (lane, sequence): Key) -> Option<(usize, usize, usize)> {
         (0..self.kept.len()).find_map(|side| {
@@ -121,19 +101,13 @@ impl Shared {
 
     /// The record is not to be delivered any more. False when it was not kept.
     fn close(&mut self, key: Key) -> bool {
-        self.forget_refusal(key);
+        self.refusals.forget(key);
         let Some((side, at, place)) = self.find(key) else { return false };
         self.kept[side][at].close(place);
         if self.kept[side][at].open == 0 {
             self.kept[side].remove(at);
         }
         true
-    }
-
-    fn forget_refusal(&mut self, key: Key) {
-        if let Some(refused) = self.refused.remove(&key) {
-            self.refused_bytes -= refused.bytes;
-        }
     }
 
     /// Gives a member what is kept and it has not had.
@@ -147,7 +121,7 @@ impl Shared {
             self.places.clear();
             while next < chunk.records.len() && self.places.len() < most && bytes < most_bytes {
                 let (sequence, open) = chunk.records[next];
-                if open && (self.refused.is_empty() || !self.has_refused(member, (lane, sequence))) {
+                if open && (self.refusals.is_empty() || !self.refusals.has(member, (lane, sequence))) {
                     self.places.push(next);
                     bytes += chunk.run.bytes_of(next);
                 }
@@ -165,7 +139,8 @@ impl Shared {
                 self.members[member].busy = true;
             }
             if offered < self.asked.len() {
-                let gone: Vec<Key> = self.asked.iter().filter(|p| !self.places.contains(p)).map(|p| (lane, chunk.records[*p].0)).collect();
+                let gone: Vec<Key> =
+                    self.asked.iter().filter(|p| self.places.binary_search(p).is_err()).map(|p| (lane, chunk.records[*p].0)).collect();
                 for key in gone {
                     self.close(key);
                 }
@@ -189,7 +164,7 @@ impl Shared {
             };
             let Some(lane) = into.lane().filter(|_| read > 0) else { return Ok(0) };
             self.keep(side, lane, &into.run);
-            if self.refused.is_empty() {
+            if self.refusals.is_empty() {
                 // All of it is for this member.
                 self.members[member].at[side] = (self.last_number + 1, 0);
                 self.members[member].busy = true;
@@ -203,19 +178,14 @@ impl Shared {
         let mut run = Run::default();
         run.copy(from, 0..from.len());
         let records: Vec<(u64, bool)> = run.iter().map(|r| (r.id.sequence, true)).collect();
+        let mut so_far = read_of(&self.read, lane);
+        so_far.records += records.len() as u64;
+        so_far.bytes += (0..records.len()).map(|place| run.bytes_of(place) as u64).sum::<u64>();
         match self.read.iter_mut().find(|(l, _)| *l == lane) {
-            Some((_, n)) => *n += records.len() as u64,
-            None => self.read.push((lane, records.len() as u64)),
+            Some((_, before)) => *before = so_far,
+            None => self.read.push((lane, so_far)),
         }
-        if !self.refused.is_empty() {
-            let read = self.read_of(lane);
-            for (sequence, _) in &records {
-                if let Some(refused) = self.refused.get_mut(&(lane, *sequence)) {
-                    refused.read_at = Some(read);
-                }
-            }
-            self.look = true;
-        }
+        self.refusals.read(lane, records.iter().map(|(sequence, _)| *sequence), so_far);
         self.last_number += 1;
         self.kept[side].push_back(Chunk { number: self.last_number, lane, run, open: records.len(), records });
         self.tell();
@@ -237,86 +207,29 @@ impl Shared {
 
     fn refuse(&mut self, member: usize, lane: LaneId, sequence: u64, reason: &str) {
         let Some((side, at, place)) = self.find((lane, sequence)) else { return };
-        let (bytes, read) = (self.kept[side][at].run.bytes_of(place), self.read_of(lane));
-        let reason: String = reason.chars().take(REASON).collect();
-        self.look = true;
-        match self.refused.get_mut(&(lane, sequence)) {
-            Some(refused) => {
-                refused.by |= 1 << member;
-                refused.reason = reason;
-            }
-            None => {
-                self.last_number += 1;
-                let refused = Refused { by: 1 << member, reason, bytes, side, number: self.last_number, read_at: Some(read), taken_by: None };
-                self.refused_bytes += bytes;
-                self.refused.insert((lane, sequence), refused);
-            }
-        }
+        let met = Met { bytes: self.kept[side][at].run.bytes_of(place), strict: side == STRICT, read: read_of(&self.read, lane) };
+        self.refusals.note(member, (lane, sequence), reason, met);
     }
 
     /// Records that nobody takes, for this member to set aside.
     fn unwanted(&mut self, member: usize, into: &mut Vec<(LaneId, u64, String)>) {
-        if !std::mem::take(&mut self.look) {
+        if !self.refusals.take_look() {
             return;
         }
-        // Given up or outlived meanwhile.
-        let gone = |(key, r): (&Key, &Refused)| (r.read_at.is_some() && !self.consumer.is_out(key.0, key.1)).then_some(*key);
-        let gone: Vec<Key> = self.refused.iter().filter_map(gone).collect();
-        for key in gone {
+        for key in self.refusals.gone(|(lane, sequence)| self.consumer.is_out(lane, sequence)) {
             self.close(key);
         }
-        let all = ((1u64 << self.members.len()) - 1) as u32;
-        let mut due: Vec<Key> = Vec::new();
-        let (mut left, mut left_bytes) = (0, 0);
-        let mut waiting: Vec<(u64, Key)> = Vec::new();
-        for (key, refused) in self.refused.iter().filter(|(_, r)| r.taken_by.is_none()) {
-            let behind = refused.read_at.map(|at| self.read_of(key.0).saturating_sub(at));
-            if behind.is_some_and(|behind| refused.by == all || behind > MOST_BEHIND) {
-                due.push(*key);
-            } else {
-                waiting.push((refused.number, *key));
-                (left, left_bytes) = (left + 1, left_bytes + refused.bytes);
-            }
-        }
-        if left > MOST_REFUSED || left_bytes > MOST_REFUSED_BYTES {
-            waiting.sort_unstable();
-            for (_, key) in waiting {
-                if left <= MOST_REFUSED && left_bytes <= MOST_REFUSED_BYTES {
-                    break;
-                }
-                let Some(refused) = self.refused.get(&key) else { continue };
-                (left, left_bytes) = (left - 1, left_bytes - refused.bytes);
-                if refused.read_at.is_some() {
-                    due.push(key);
-                } else {
-                    // It waits in the store, and whoever has refused it is asked again.
-                    self.forget_refusal(key);
-                }
-            }
-        }
-        self.look = due.len() > UNWANTED_AT_ONCE;
-        for key in due.into_iter().take(UNWANTED_AT_ONCE) {
-            if let Some(refused) = self.refused.get_mut(&key) {
-                refused.taken_by = Some(member);
-                let reason = if refused.by == all {
-                    format!("refused by each of its set, the last one said: {}", refused.reason)
-                } else {
-                    format!("refused by a part of its set, and the others did not take it in time: {}", refused.reason)
-                };
-                into.push((key.0, key.1, reason));
-            }
-        }
+        let Self { refusals, read, members, outbox, .. } = self;
+        let most = |lane| Progress { records: MOST_BEHIND, bytes: outbox.quota_bytes(lane) / PART_BEHIND };
+        refusals.unwanted(member, members.len(), |lane| (read_of(read, lane), most(lane)), into);
     }
 
     fn rewind(&mut self, member: usize) {
         self.members[member] = Member::default();
-        for refused in self.refused.values_mut().filter(|r| r.taken_by == Some(member)) {
-            refused.taken_by = None;
-            self.look = true;
-        }
+        self.refusals.let_go(member);
         if self.is_idle() {
             self.kept.iter_mut().for_each(VecDeque::clear);
-            self.refused.values_mut().for_each(|r| (r.read_at, r.taken_by) = (None, None));
+            self.refusals.begin_anew();
             self.consumer.rewind();
         }
         self.tell();
@@ -328,8 +241,7 @@ impl Shared {
     }
 
     fn sendable(&self, member: usize, strict_only: bool) -> u64 {
-        let refused = self.refused.values().filter(|r| r.by & (1 << member) != 0 && (r.side == STRICT || !strict_only)).count();
-        self.consumer.sendable(strict_only).saturating_sub(refused as u64)
+        self.consumer.sendable(strict_only).saturating_sub(self.refusals.of(member, strict_only))
     }
 }
 
@@ -356,16 +268,15 @@ pub struct SetCounts {
 
 impl Set {
     /// So many members (at most [`MAX_MEMBERS`]) of what this consumer reads.
-    pub(super) fn new(consumer: Consumer, members: usize) -> Self {
+    pub(super) fn new(consumer: Consumer, members: usize, outbox: Outbox) -> Self {
         let shared = Shared {
             consumer,
             kept: Default::default(),
             last_number: 0,
             members: vec![Member::default(); members.min(MAX_MEMBERS)],
-            refused: BTreeMap::new(),
-            refused_bytes: 0,
-            look: false,
+            refusals: Refusals::default(),
             read: SmallVec::new(),
+            outbox,
             news: watch::channel(0).0,
             places: Vec::new(),
             asked: Vec::new(),
@@ -395,7 +306,7 @@ impl Set {
     #[must_use]
     pub fn counts(&self) -> SetCounts {
         let shared = self.lock();
-        SetCounts { kept: shared.kept.iter().flatten().map(|c| c.open).sum(), refused: shared.refused.len() }
+        SetCounts { kept: shared.kept.iter().flatten().map(|c| c.open).sum(), refused: shared.refusals.len() }
     }
 }
 

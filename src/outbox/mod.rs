@@ -395,6 +395,12 @@ impl Outbox {
         self.cell(lane).lock().config.name.clone()
     }
 
+    /// A lane's quota, in bytes on disk.
+    #[must_use]
+    pub fn quota_bytes(&self, lane: LaneId) -> u64 {
+        self.cell(lane).lock().config.quota_bytes
+    }
+
     /// Sequence of the record that the lane took last; 0 when it never took one.
     #[must_use]
     pub fn last_sequence(&self, lane: LaneId) -> u64 {

@@ -113,13 +113,13 @@ impl Forwarder {
             return;
         }
         self.feed.reject(origin, sequence, reason);
-        self.step(LinkEvent::Refused, "");
         let what = "record refused for good and set aside (`selvedge queue show`)";
         if unwanted {
             // Those who refused it have counted it.
             self.tell_refusal(lane, sequence, reason, what);
         } else {
             self.count_refusal(lane, sequence, reason, what);
+            self.step(LinkEvent::Refused, "");
         }
     }
 

@@ -195,7 +195,7 @@ async fn a_refused_record_is_set_aside_and_comes_again_only_when_it_is_released(
     assert_eq!(uplink.payloads(), numbers(0..10));
     let aside = rig.hub.quarantined(0, 10).await.unwrap();
     let facts = ["upstream", "reason", "topic", "payload", "lane", "recordId"].map(|key| aside[0][key].as_str().unwrap());
-    assert_eq!(facts, ["cloud", "not authorized", "t", "4", "default", "test/1/default/5"]);
+    assert_eq!(facts, ["cloud", "not authorized", "t", "4", "default", "test/1764000000/default/5"]);
     assert_eq!(aside.len(), 1);
     // Tried too early it is set aside again; then it goes through, and carries nothing of its stay.
     assert_eq!(rig.hub.release(None, Release::Retry).await, Ok(1));
@@ -282,15 +282,23 @@ async fn a_peer_that_refuses_everything_is_asked_once_a_minute_and_keeps_the_res
     let uplink = Scripted::new(move |_| {
         Some(if still.load(Ordering::Relaxed) { UplinkOutcome::Refused("not authorized".into()) } else { UplinkOutcome::Accepted })
     });
-    let (status, _stop, _task) = rig.start(ForwarderConfig { poison_bytes: 10 * 130, ..rig.config() }, &uplink);
+    let config = || ForwarderConfig { poison_bytes: 10 * 130, ..rig.config() };
+    let (status, stop, task) = rig.start(config(), &uplink);
     until(|| status.state() == LinkState::Fenced).await;
     assert_eq!((status.snapshot().cause, status.snapshot().refused), (Some(LinkCause::Refused), 10));
     tokio::time::sleep(Duration::from_secs(500)).await;
     let refused = status.snapshot().refused;
     assert!((15..60).contains(&refused), "one for each attempt: {refused}");
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    // Another start is no reason to give it ten more.
+    let (status, _stop, _task) = rig.start(config(), &uplink);
+    until(|| status.state() == LinkState::Fenced).await;
+    assert_eq!((status.snapshot().cause, status.snapshot().refused), (Some(LinkCause::Refused), 1));
+    let refused = refused + 1;
     refusing.store(false, Ordering::Relaxed);
     until(|| status.state() == LinkState::Up && status.snapshot().queued == 0).await;
-    assert_eq!(status.snapshot().acknowledged, 500 - status.snapshot().refused);
+    assert_eq!(status.snapshot().acknowledged, 500 - refused);
 }
 
 #[tokio::test(start_paused = true)]

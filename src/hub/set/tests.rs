@@ -51,7 +51,8 @@ fn open(lanes: Vec<LaneConfig>, at_rest: AtRest, storage: &SimStorage, members: 
     let write: Box<dyn FnMut(bool)> = Box::new(move |last| {
         writer.step(last);
     });
-    Bench { outbox, write, clock, to, set: Set::new(consumer, members) }
+    let set = Set::new(consumer, members, outbox.clone());
+    Bench { outbox, write, clock, to, set }
 }
 
 fn bench(members: usize) -> Bench {

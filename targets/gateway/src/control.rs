@@ -93,7 +93,9 @@ pub fn process(data_dir: &Path) -> Option<u32> {
 /// Asks the node of a data folder.
 pub fn ask(data_dir: &Path, question: &str) -> io::Result<Value> {
     let mut stream = BlockingStream::connect(path(data_dir))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    // What is set aside may be 64 MiB, which are read and written again before the answer.
+    let patience = if question.starts_with("queue ") { Duration::from_secs(300) } else { Duration::from_secs(5) };
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(format!("{question}\n").as_bytes())?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
