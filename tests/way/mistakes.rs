@@ -30,7 +30,6 @@ fn a_contradiction_is_said_by_check_refused_at_a_start_and_changes_nothing_at_a_
     let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
     cloud.subscribe("a/#").unwrap();
 
-    // The first 15 lines are the upstream's and the listener's.
     let policy = |name: &str, upstreams: &str| {
         format!("apiVersion: selvedge/v1alpha1\nkind: EscapePolicy\nmetadata: {{name: {name}}}\nspec: {{upstreams: [{upstreams}]}}\n---\n")
     };
@@ -38,9 +37,9 @@ fn a_contradiction_is_said_by_check_refused_at_a_start_and_changes_nothing_at_a_
     let mistakes = [
         (
             well.clone() + &forwarding("more", &lane(", durability: memory")),
-            "node.yaml:21: spec.lanes[0].name found \"a\", which is a lane already: spec.lanes[0] of the Forwarding up (node.yaml:16)",
+            "node.yaml:22: spec.lanes[0].name found \"a\", which is a lane already: spec.lanes[0] of the Forwarding up (node.yaml:16)",
         ),
-        (well.clone() + &yaml::devices(devices).replace("name: devices", "name: two"), "node.yaml:20: spec.bind found \"127.0.0.1:"),
+        (well.clone() + &yaml::devices(devices).replace("name: devices", "name: two"), "node.yaml:21: spec.bind found \"127.0.0.1:"),
         (well.clone() + &policy("p", primary) + &policy("q", primary), "there is an EscapePolicy already, \"p\" at "),
         (well.clone() + &policy("p", "{component: cloud, role: secondary}"), "found the secondary \"cloud\" and no primary"),
         (base.clone() + &forwarding("up", &(route.to_owned() + &lane(", ttl: 0s"))), "spec.lanes[0].ttl found \"0s\"; accepted is a time above 0"),
