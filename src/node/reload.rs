@@ -114,6 +114,8 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
             Served::Never(why) => errors.push(why),
         }
     }
+    // What a new lane is to take from others stays theirs until it is there.
+    let lane_waits = lanes(wanted).any(|lane| lanes(running).all(|l| l.name != lane.name));
     let mut next = wanted.forwardings.clone();
     for forwarding in &mut next {
         if wait {
@@ -122,6 +124,9 @@ fn next_forwardings(running: &Resources, wanted: &Resources, can: &Abilities) ->
         forwarding.lanes.retain_mut(|lane| match lanes(running).find(|l| l.name == lane.name) {
             Some(there) => {
                 lane.strict = there.strict;
+                if lane_waits {
+                    lane.matches.clone_from(&there.matches);
+                }
                 // Senders may wait for the syncs of a lane that would have none any more, or for upstreams.
                 let kinds = [lane.durability, there.durability];
                 if kinds[0] != kinds[1] && kinds.contains(&Durability::Passthrough) {
@@ -397,7 +402,7 @@ mod tests {
     fn each_change_is_either_live_or_named_as_one_that_needs_a_restart() {
         let listener = "bind: \"127.0.0.1:1883\"";
         let policy = "upstreams: [{component: cloud}]";
-        let cases: [(Resources, &[&str], &[&str]); 18] = [
+        let cases: [(Resources, &[&str], &[&str]); 19] = [
             (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, durability: fsync}", "", policy), &["lane one: durability"], &[]),
             (
                 yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], durability: passthrough}", "", policy),
@@ -427,6 +432,11 @@ mod tests {
             ),
             (yaml(URL, listener, ROUTE, "{name: one, match: [\"a/#\"], ttl: 1h, strict: true}", "", policy), &[], &["lane one: strict"]),
             (yaml(URL, listener, ROUTE, "{name: two, match: [\"a/#\"], ttl: 1h}", "", policy), &[], &["lane one is gone", "lane two is new"]),
+            (
+                yaml(URL, listener, ROUTE, "{name: one, match: [\"a/x\"], ttl: 1h}, {name: two, match: [\"a/#\"], ttl: 1h}", "", policy),
+                &[],
+                &["lane one: match", "lane two is new"],
+            ),
             (yaml(URL, listener, ROUTE, LANE, "jitter: 3s", policy), &["drain"], &[]),
             (
                 yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud, stall: 3s}], modes: {islandAfter: 1s}"),
