@@ -5,16 +5,29 @@ pub use with_cel::{Expression, Scope};
 #[cfg(not(feature = "api"))]
 pub use without_cel::{Expression, Scope};
 
+/// What an expression gives for some values of its variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A truth value.
+    Truth(bool),
+    /// A value of another type: CEL's name of it.
+    Other(String),
+    /// It asks for a function that is not there, or not for values of these types; why.
+    Mistyped(String),
+    /// It cannot be decided otherwise: over a field that is not there, for example; why.
+    Undecided(String),
+}
+
 /// Longest expression, in bytes.
 pub const MAX_BYTES: usize = 8 << 10;
 
 #[cfg(feature = "api")]
 mod with_cel {
     use cel::parser::PrattParser;
-    use cel::{Context, IdedExpr, Value};
+    use cel::{Context, ExecutionError, IdedExpr, Value};
     use serde::Serialize;
 
-    use super::MAX_BYTES;
+    use super::{MAX_BYTES, Outcome};
 
     /// A parsed expression.
     #[derive(Debug, Clone)]
@@ -73,10 +86,32 @@ mod with_cel {
         /// # Errors
         /// When that cannot be decided: over a variable or a field that is not there, or without a truth value.
         pub fn holds(&self, scope: &Scope) -> Result<bool, String> {
+            match self.outcome(scope) {
+                Outcome::Truth(holds) => Ok(holds),
+                Outcome::Other(kind) => Err(format!("it gives a value of type {kind}, no truth value")),
+                Outcome::Mistyped(error) | Outcome::Undecided(error) => Err(error),
+            }
+        }
+
+        /// What it gives.
+        #[must_use]
+        pub fn outcome(&self, scope: &Scope) -> Outcome {
+            use ExecutionError as E;
             match Value::resolve(&self.parsed, &scope.0) {
-                Ok(Value::Bool(holds)) => Ok(holds),
-                Ok(_) => Err("it gives no truth value".to_owned()),
-                Err(error) => Err(error.to_string()),
+                Ok(Value::Bool(holds)) => Outcome::Truth(holds),
+                Ok(other) => Outcome::Other(other.type_of().to_string()),
+                Err(
+                    error @ (E::UndeclaredReference(_)
+                    | E::NoSuchOverload(_)
+                    | E::InvalidArgumentCount { .. }
+                    | E::MissingArgumentOrTarget
+                    | E::NotSupportedAsMethod { .. }
+                    | E::UnsupportedTargetType { .. }
+                    | E::UnexpectedType { .. }
+                    | E::UnsupportedBinaryOperator(..)
+                    | E::ValuesNotComparable(..)),
+                ) => Outcome::Mistyped(error.to_string()),
+                Err(error) => Outcome::Undecided(error.to_string()),
             }
         }
     }
@@ -86,6 +121,8 @@ mod with_cel {
 #[cfg(not(feature = "api"))]
 mod without_cel {
     use serde::Serialize;
+
+    use super::Outcome;
 
     /// Cannot be made.
     #[derive(Debug, Clone)]
@@ -124,6 +161,12 @@ mod without_cel {
         /// # Errors
         /// None.
         pub fn holds(&self, _: &Scope) -> Result<bool, String> {
+            match *self {}
+        }
+
+        /// Never called.
+        #[must_use]
+        pub fn outcome(&self, _: &Scope) -> Outcome {
             match *self {}
         }
     }

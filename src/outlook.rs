@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::outbox::{DEFAULT_ANSWER_WITHIN, Durability, Order, WhenFull};
-use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources};
+use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Origin, Resources};
 
 /// What a record costs on disk beside its payload: frame, source, topic (20 letters), one destination, its share of preallocation
 /// (decision record 0001: 200 bytes of payload cost about 260).
@@ -60,6 +60,7 @@ pub struct LaneOutlook {
 /// The lane that takes what no other one does, as it is when nobody declares it.
 fn default_lane(free_bytes: Option<u64>) -> LaneSpec {
     LaneSpec {
+        origin: Origin::default(),
         name: "default".to_owned(),
         matches: Vec::new(),
         durability: Durability::Batched(Duration::from_millis(20)),

@@ -114,6 +114,23 @@ pub fn overlap(one: &str, other: &str) -> bool {
     !hidden(&one, &other) && !hidden(&other, &one) && levels(&one, &other)
 }
 
+/// Whether `wide` covers every topic that `narrow` covers. `+/#`, which covers what `#` does, is not recognised as such.
+#[must_use]
+pub fn includes(wide: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
+        return false;
+    }
+    let (mut wide, mut narrow) = (wide.split('/'), narrow.split('/'));
+    loop {
+        match (wide.next(), narrow.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(level)) if level != "#" => {}
+            (Some(w), Some(n)) if w == n => {}
+            _ => return false,
+        }
+    }
+}
+
 /// A tree of topic filters, each with any number of values.
 #[derive(Debug)]
 pub struct TopicTree<T> {
@@ -225,6 +242,27 @@ fn visit<'t, T>(node: &'t Node<T>, levels: &[&str], first: bool, dollar: bool, f
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_includes_another_one_when_it_covers_all_topics_of_that() {
+        let all = |levels: &[&str], depth: usize| {
+            let mut all: Vec<String> = levels.iter().map(|l| (*l).to_owned()).collect();
+            let mut from = 0;
+            for _ in 1..depth {
+                let longer: Vec<String> = all[from..].iter().flat_map(|begin| levels.iter().map(move |l| format!("{begin}/{l}"))).collect();
+                from = all.len();
+                all.extend(longer);
+            }
+            all
+        };
+        let mut filters = all(&["a", "b", "+", "#", "$a"], 3);
+        filters.retain(|f| check_filter(f).is_ok() && f != "+/#");
+        let topics = all(&["a", "b", "c", "$a", "$b"], 4);
+        for (wide, narrow) in filters.iter().flat_map(|w| filters.iter().map(move |n| (w, n))) {
+            let covers = topics.iter().all(|t| !matches(narrow, t) || matches(wide, t));
+            assert_eq!(includes(wide, narrow), covers, "{wide} {narrow}");
+        }
+    }
 
     const FILTERS: &[&str] = &["#", "+", "a/#", "a/+", "a/b", "+/b", "a/+/c", "/+", "+/+", "$SYS/#", "a//c", "a/"];
     const TOPICS: &[&str] = &["a", "a/b", "a/b/c", "b", "/b", "$SYS/x", "$SYS", "a//c", "a/", "/", "x/y/z"];

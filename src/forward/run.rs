@@ -41,6 +41,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const REFRESH: Duration = Duration::from_millis(250);
 /// Pause after a lane that could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
+/// A pause of sending at which senders that wait for the peer are refused instead.
+const LONG_HOLD: Duration = Duration::from_secs(1);
 /// A delay below this is the way of a live record, not worth a mark.
 const DELAY_WORTH_A_MARK: Duration = Duration::from_secs(1);
 /// Bytes that a record, and its answer, are taken to cost on the wire beside topic and payload, of an uplink that does not count.
@@ -327,7 +329,10 @@ impl Forwarder {
         };
         let closing = Flow::Closing(Unpassed::Link);
         let open = others == Flow::Open;
-        let strict = if open && self.stopping { &closing } else { &others };
+        // A drain that begins later, or that has spent its rate for long, sends nothing of them either.
+        let now = self.clock.monotonic();
+        let waits = self.hold.is_some_and(|until| until.since(now) > LONG_HOLD);
+        let strict = if open && (self.stopping || waits) { &closing } else { &others };
         self.feed.flow(strict, if open && self.ordered.borrow().strict_only { &closing } else { strict });
     }
 

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::metrics::counter::Counter;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::escape::{Mode, ModeSet};
-use crate::expression::{Expression, Scope};
+use crate::expression::{Expression, Outcome, Scope};
 
 /// What an expression may speak of.
 const VARIABLES: [&str; 3] = ["mode", "topic", "payload"];
@@ -48,9 +48,12 @@ impl When {
             if let Some(unknown) = expression.names().find(|name| !named && !VARIABLES.contains(name)) {
                 return Err(format!("found the name {unknown:?} in {text:?}; {accepted}"));
             }
+            if let Some(never) = never_decides(&expression) {
+                return Err(format!("found {text:?}, which {never} and so never gives true or false; {accepted}"));
+            }
             Condition::Expression(expression)
         };
-        let reads_payload = matches!(&condition, Condition::Expression(e) if e.names().any(|name| name == "payload"));
+        let reads_payload = matches!(&condition, Condition::Expression(e) if reads_payload(e));
         Ok(Self { condition, reads_payload, text: text.to_owned(), failed, told: AtomicBool::new(false) })
     }
 
@@ -86,6 +89,37 @@ impl When {
             false
         })
     }
+}
+
+fn reads_payload(expression: &Expression) -> bool {
+    expression.names().any(|name| name == "payload")
+}
+
+/// Topics that an expression is tried with: short, a number, and as deep as most.
+const SAMPLE_TOPICS: [&str; 3] = ["a", "1", "a/b/c/d/e/f/g/h"];
+
+/// What an expression does instead of giving a truth value, if that can be told without a message: it is tried with samples of all that
+/// it may speak of. What depends on fields of the payload cannot be told.
+fn never_decides(expression: &Expression) -> Option<String> {
+    let asks = reads_payload(expression);
+    let payloads = [Value::Null, json!(true), json!(1), json!(1.5), json!("a"), json!([1]), json!({"a": 1})];
+    let payloads = if asks { &payloads[..] } else { &payloads[..1] };
+    let mut first = None;
+    for mode in Mode::ALL {
+        for (topic, payload) in SAMPLE_TOPICS.iter().flat_map(|t| payloads.iter().map(move |p| (t, p))) {
+            let mut scope = Scope::default();
+            scope.set("mode", mode.as_str()).and_then(|()| scope.set("topic", topic)).and_then(|()| scope.set("payload", payload)).ok()?;
+            let never = match expression.outcome(&scope) {
+                Outcome::Truth(_) | Outcome::Undecided(_) => return None,
+                // Another payload may have the type that it asks for.
+                Outcome::Mistyped(_) if asks => return None,
+                Outcome::Other(kind) => format!("gives a value of type {kind}"),
+                Outcome::Mistyped(error) => format!("cannot be decided ({error})"),
+            };
+            first.get_or_insert(never);
+        }
+    }
+    first
 }
 
 /// A message's payload as conditions see it: JSON, else text, else nothing; understood when the first one asks.
@@ -162,9 +196,35 @@ mod tests {
             ("mode ==", "accepted is a list of modes, or a CEL expression over mode, topic and payload"),
             ("temp > 3", "found the name \"temp\""),
             ("", "found \"\""),
+            ("1 + 1", "found \"1 + 1\", which gives a value of type int and so never gives true or false; accepted is a list of modes, or a CEL"),
+            ("\"island\"", "gives a value of type string"),
+            ("size(topic)", "gives a value of type int"),
+            ("mode == \"island\" ? topic : \"other\"", "gives a value of type string"),
+            ("[payload]", "gives a value of type list"),
+            ("topic > 5", "cannot be decided ("),
+            ("topic.startswith(\"a\")", "cannot be decided ("),
+            ("1 + \"a\" == 2", "cannot be decided ("),
         ] {
             let error = When::parse(when, Counter::default()).unwrap_err();
             assert!(error.contains(says), "{when}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_may_give_a_truth_value_for_some_message_is_accepted() {
+        for when in [
+            "(payload)",
+            "payload.on",
+            "has(payload.a) ? payload.a : 1",
+            "payload == null ? 0 : payload.on",
+            "payload.list[3] > 1",
+            "payload.name.startsWith(\"a\")",
+            "payload > \"a\"",
+            "int(topic) > 3",
+            "1 > 2",
+            "topic.contains(\"x\") || size(topic) > 3",
+        ] {
+            assert!(When::parse(when, Counter::default()).is_ok(), "{when}");
         }
     }
 

@@ -438,7 +438,11 @@ mod tests {
                 &["escape policy: upstream cloud: data", "escape policy e: budgets.flash, budgets.data"],
                 &[],
             ),
-            (yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud, role: secondary}]"), &[], &["escape policy: upstream cloud: role"]),
+            (
+                yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: local}, {component: cloud, role: secondary}]"),
+                &[],
+                &["escape policy: upstream cloud: role", "escape policy: upstream local is new"],
+            ),
             (yaml(URL, listener, ROUTE, LANE, "", "upstreams: [{component: cloud}], notices: {topic: x}"), &[], &["escape policy e: notices"]),
         ];
         for (wanted, live, restart) in cases {

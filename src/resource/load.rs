@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::strict::{Environment, Findings};
-use super::{Problem, Resources, Severity, dapr, own, routes, yaml};
+use super::{Problem, Resources, Severity, dapr, own, routes, together, yaml};
 use crate::resource::ConfigurationSpec;
 
 /// Largest file that is read.
@@ -74,6 +74,7 @@ pub fn load(folders: &[PathBuf], app_id: &str, namespace: Option<&str>, environm
     }
     check_names(&mut resources);
     routes::check(&mut resources);
+    together::check(&mut resources);
     Ok(resources)
 }
 
@@ -116,18 +117,34 @@ fn move_down(node: &mut yaml::Node, by: usize) {
     }
 }
 
+/// `apiVersion` and kinds of ours.
+const OUR_VERSION: &str = "selvedge/v1alpha1";
+const OUR_KINDS: [&str; 4] = ["Listener", "Forwarding", "EscapePolicy", "Logging"];
+
+/// Whether a document is meant for us, whatever is wrong with its `apiVersion`: ours in another version, or a kind of ours with Dapr's or none.
+fn is_meant_for_us(version: &str, kind: &str) -> bool {
+    let group = version.split('/').next().unwrap_or_default();
+    group.eq_ignore_ascii_case("selvedge") || (OUR_KINDS.contains(&kind) && (version.is_empty() || group == "dapr.io"))
+}
+
 fn read_document(document: &yaml::Node, app_id: &str, namespace: Option<&str>, resources: &mut Resources, findings: &mut Findings<'_>) {
     let text =
         |path: [&str; 2]| document.get(path[0]).and_then(|n| if path[1].is_empty() { Some(n) } else { n.get(path[1]) }).and_then(yaml::Node::scalar);
     let (version, kind) = (text(["apiVersion", ""]).unwrap_or_default(), text(["kind", ""]).unwrap_or_default());
     let name = text(["metadata", "name"]).unwrap_or_default();
-    let ours = version == "selvedge/v1alpha1";
+    let ours = version == OUR_VERSION;
     let known = match version {
         "dapr.io/v1alpha1" => ["Component", "Subscription", "Configuration", "HTTPEndpoint", "Resiliency"].contains(&kind),
         "dapr.io/v2alpha1" => kind == "Subscription",
-        "selvedge/v1alpha1" => ["Listener", "Forwarding", "EscapePolicy", "Logging"].contains(&kind),
+        OUR_VERSION => OUR_KINDS.contains(&kind),
         _ => false,
     };
+    if !ours && is_meant_for_us(version, kind) {
+        let line = document.get("apiVersion").map_or(document.line, |n| n.line);
+        let text = format!("found {version:?} of a {kind:?}; accepted for {} is {OUR_VERSION}", OUR_KINDS.join(", "));
+        findings.add(Severity::Error, line, "apiVersion", text);
+        return;
+    }
     if !known {
         let severity = if ours { Severity::Error } else { Severity::Warning };
         let nothing = version.is_empty() && kind.is_empty();

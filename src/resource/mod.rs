@@ -12,6 +12,7 @@ mod spec;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod together;
 pub mod yaml;
 
 pub use key_source::{KeySource, read_keys};

@@ -38,7 +38,9 @@ pub(super) fn read(document: &Node, kind: &str, name: &str, resources: &mut Reso
     for key in ["apiVersion", "kind"] {
         let _ = top.text(key, findings);
     }
+    let mut line_of_name = top.line();
     if let Some(mut metadata) = top.map("metadata", findings) {
+        line_of_name = metadata.line_of("name");
         let _ = metadata.text("name", findings);
         let _ = metadata.text("namespace", findings);
         metadata.finish(findings);
@@ -52,11 +54,18 @@ pub(super) fn read(document: &Node, kind: &str, name: &str, resources: &mut Reso
     };
     match kind {
         "Listener" => {
+            if let Some(before) = resources.listeners.iter().find(|l| l.name == name) {
+                let text = format!("found {name:?}, which is a Listener already (its address: {}); accepted is a name for each", before.origin);
+                findings.add(Severity::Error, line_of_name, "metadata.name", text);
+            }
             if let Some(listener) = listener(spec, name, findings) {
                 resources.listeners.push(listener);
             }
         }
-        "Forwarding" => resources.forwardings.push(forwarding(spec, name, findings)),
+        "Forwarding" => {
+            let first = resources.forwardings.first().map(|f| f.name.clone());
+            resources.forwardings.push(forwarding(spec, name, first.as_deref(), findings));
+        }
         "Logging" => logging(spec, resources, findings),
         _ => resources.escape_policies.push(escape_policy(spec, name, findings)),
     }
@@ -84,6 +93,7 @@ fn listener(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> Op
         None => None,
     };
     let default_bind = if protocol == Some(ListenerProtocol::Coap) { "0.0.0.0:5683" } else { "0.0.0.0:1883" };
+    let origin = Origin { file: findings.file.clone(), line: spec.line_of("bind"), key: spec.key("bind") };
     let bind = spec.parsed("bind", default_bind.to_owned(), findings, |t| {
         let address = t.parse::<std::net::SocketAddr>().is_ok() || t.strip_prefix("systemd:").is_some_and(|n| !n.is_empty());
         if address { Ok(t.to_owned()) } else { Err("address:port, for example 0.0.0.0:1883 or [::]:1883, or systemd:NAME".to_owned()) }
@@ -113,7 +123,7 @@ fn listener(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> Op
         l.finish(findings);
     }
     spec.finish(findings);
-    Some(ListenerSpec { name: name.to_owned(), protocol: protocol?, bind, pubsub, tls, users_file, limits })
+    Some(ListenerSpec { origin, name: name.to_owned(), protocol: protocol?, bind, pubsub, tls, users_file, limits })
 }
 
 fn filters(fields: &mut Fields<'_>, name: &'static str, findings: &mut Findings<'_>) -> Vec<String> {
@@ -242,7 +252,7 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
     if passes {
         only_of_lanes_that_store(&mut fields, name.as_deref(), findings);
     }
-    let ttl = Some(fields.duration("ttl", DEFAULT_TTL, findings)).filter(|_| !passes);
+    let ttl = Some(fields.duration_above_zero("ttl", DEFAULT_TTL, findings)).filter(|_| !passes);
     let default = if passes { WhenFull::Reject } else { WhenFull::DropOldest };
     let when_full = fields.parsed("onFull", default, findings, parse_when_full);
     let weight = fields.number("weight", 1, 1..=100, findings) as u32;
@@ -263,11 +273,27 @@ fn lane(mut fields: Fields<'_>, findings: &mut Findings<'_>) -> Option<LaneSpec>
         let key = fields.key("onFull");
         findings.add(Severity::Warning, fields.line(), &key, "merges nothing while spillAfter is not 0: the lane gives its oldest up instead");
     }
+    let origin = fields.origin(findings);
     fields.finish(findings);
-    Some(LaneSpec { name: name?, matches, durability, quota_bytes, ttl, when_full, weight, strict, floor_bytes, spill_after, order, answer_within })
+    Some(LaneSpec {
+        origin,
+        name: name?,
+        matches,
+        durability,
+        quota_bytes,
+        ttl,
+        when_full,
+        weight,
+        strict,
+        floor_bytes,
+        spill_after,
+        order,
+        answer_within,
+    })
 }
 
-fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> ForwardingSpec {
+/// `first` is the name of the Forwarding that was read before all others, if there is one.
+fn forwarding(mut spec: Fields<'_>, name: &str, first: Option<&str>, findings: &mut Findings<'_>) -> ForwardingSpec {
     let mut routes = Vec::new();
     for mut fields in spec.maps("routes", findings) {
         let from = fields.require("from", "the pub/sub that messages come from", findings);
@@ -314,7 +340,7 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
             fields.finish(findings);
             DedupeSpec { window, ids }
         });
-        let origin = Origin { file: findings.file.clone(), line: fields.line(), key: fields.path().to_owned() };
+        let origin = fields.origin(findings);
         fields.finish(findings);
         if let Some((from, _)) = from {
             routes.push(RouteSpec { origin, from, topics, to, prefix, strip_prefix, when, deliver, dedupe });
@@ -326,6 +352,10 @@ fn forwarding(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) -> 
     }
     let mut drain = DrainSpec::default();
     if let Some(mut fields) = spec.map("drain", findings) {
+        if let Some(first) = first {
+            let text = format!("is one for the node and stands in the first Forwarding, which is {first:?}; it has no effect here");
+            findings.add(Severity::Error, fields.line(), fields.path(), text);
+        }
         if let Some(mut rate) = fields.map("rate", findings) {
             drain.messages_per_second = Some(rate.number("messages", 0, 1..=10_000_000, findings) as u32).filter(|n| *n > 0);
             drain.bytes_per_second = Some(rate.size("bytes", 0, 1_024..=(1 << 40), findings)).filter(|n| *n > 0);
@@ -365,8 +395,13 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         if role == UpstreamRole::Primary && !lanes.is_empty() {
             findings.add(Severity::Error, fields.line(), &fields.key("lanes"), "is for role: secondary: the lanes that it takes over");
         }
+        let (key, origin) = (fields.key("component"), fields.origin(findings));
         fields.finish(findings);
         if let Some((component, line)) = component {
+            if let Some(before) = upstreams.iter().position(|u: &UpstreamSpec| u.component == component) {
+                let text = format!("found {component:?}, which is spec.upstreams[{before}] already; accepted is each component once");
+                findings.add(Severity::Error, line, &key, text);
+            }
             let secondaries = upstreams.iter().filter(|u: &&UpstreamSpec| u.role == UpstreamRole::Secondary).count();
             if role == UpstreamRole::Secondary && secondaries > 0 {
                 findings.add(
@@ -376,8 +411,17 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
                     "found a second secondary; accepted is one, which stands in for every primary",
                 );
             }
-            upstreams.push(UpstreamSpec { component, role, slow, stall, heal, lanes, failback_after, data_per_month });
+            upstreams.push(UpstreamSpec { origin, component, role, slow, stall, heal, lanes, failback_after, data_per_month });
         }
+    }
+    if let Some(alone) = upstreams.iter().find(|u| u.role == UpstreamRole::Secondary)
+        && upstreams.iter().all(|u| u.role == UpstreamRole::Secondary)
+    {
+        let text = format!(
+            "found the secondary {:?} and no primary; accepted is a secondary beside the primaries that it stands in for, each listed with its component",
+            alone.component
+        );
+        findings.add(Severity::Error, spec.line_of("upstreams"), &spec.key("upstreams"), text);
     }
     let mut modes = ModeConfig::default();
     let (mut secrets_max_age, mut config_max_age) = (DEFAULT_MAX_AGE, DEFAULT_MAX_AGE);
@@ -420,8 +464,10 @@ fn escape_policy(mut spec: Fields<'_>, name: &str, findings: &mut Findings<'_>) 
         });
         fields.finish(findings);
     }
+    let origin = spec.origin(findings);
     spec.finish(findings);
     EscapePolicySpec {
+        origin,
         name: name.to_owned(),
         upstreams,
         modes,

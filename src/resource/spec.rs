@@ -172,6 +172,8 @@ impl Default for ListenerLimits {
 /// `kind: Listener` of `selvedge/v1alpha1`: who may come in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSpec {
+    /// Where its address stands.
+    pub origin: Origin,
     /// `metadata.name`.
     pub name: String,
     /// `spec.protocol`.
@@ -283,6 +285,8 @@ impl RouteSpec {
 /// One lane of a forwarding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneSpec {
+    /// Where it stands.
+    pub origin: Origin,
     /// Name, `[a-z0-9-]+`.
     pub name: String,
     /// Topic filters; the first lane that matches takes the record. The lane `default` matches all.
@@ -350,6 +354,8 @@ pub enum UpstreamRole {
 /// One upstream of an escape policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamSpec {
+    /// Where it stands.
+    pub origin: Origin,
     /// Name of the pub/sub component.
     pub component: String,
     /// Role.
@@ -382,6 +388,8 @@ impl UpstreamSpec {
 /// `kind: EscapePolicy`: what to do when upstreams fail.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EscapePolicySpec {
+    /// Where it stands.
+    pub origin: Origin,
     /// `metadata.name`.
     pub name: String,
     /// `spec.upstreams`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::yaml::{Node, Value};
-use super::{Problem, Severity};
+use super::{Origin, Problem, Severity};
 use crate::units;
 
 /// Where values such as `${NAME}` come from.
@@ -57,6 +57,16 @@ impl<'n> Fields<'n> {
 
     pub fn line(&self) -> usize {
         self.node.line
+    }
+
+    /// The line of a key; of the map where it is not written.
+    pub fn line_of(&self, name: &str) -> usize {
+        self.node.entries().iter().rev().find(|(k, _, _)| k == name).map_or(self.node.line, |(_, line, _)| *line)
+    }
+
+    /// Where it stands.
+    pub fn origin(&self, findings: &Findings<'_>) -> Origin {
+        Origin { file: findings.file.clone(), line: self.line(), key: self.path.clone() }
     }
 
     fn raw(&mut self, name: &'static str) -> Option<&'n Node> {
@@ -113,6 +123,14 @@ impl<'n> Fields<'n> {
 
     pub fn duration(&mut self, name: &'static str, default: std::time::Duration, findings: &mut Findings<'_>) -> std::time::Duration {
         self.parsed(name, default, findings, |t| units::parse_duration(t).map_err(|e| e.accepted.to_owned()))
+    }
+
+    /// The same of what makes no sense at once.
+    pub fn duration_above_zero(&mut self, name: &'static str, default: std::time::Duration, findings: &mut Findings<'_>) -> std::time::Duration {
+        self.parsed(name, default, findings, |t| match units::parse_duration(t) {
+            Ok(time) if time.is_zero() => Err("a time above 0, such as 7d".to_owned()),
+            read => read.map_err(|e| e.accepted.to_owned()),
+        })
     }
 
     pub fn flag(&mut self, name: &'static str, default: bool, findings: &mut Findings<'_>) -> bool {

@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::*;
 use crate::outbox::{Durability, Order, WhenFull, Windows};
 
+mod together;
+
 fn load_text(text: &str) -> Resources {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.yaml"), text).unwrap();

@@ -13,6 +13,7 @@ mod doctor;
 mod escape;
 mod first;
 mod init;
+mod mistakes;
 mod newcomer;
 mod newest;
 mod passthrough;

@@ -9,7 +9,7 @@ use selvedge::component::{BoundListener, InheritedSocket, InheritedSockets, List
 use selvedge::hub::{Hub, LaneRun};
 use selvedge::outbox::sim::SimStorage;
 use selvedge::outbox::{AtRest, Durability, LaneConfig, MIN_QUOTA_BYTES, Outbox, OutboxConfig};
-use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
+use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec, Origin};
 use selvedge::telemetry::Metrics;
 use selvedge::time::SystemClock;
 use selvedge_coap::{Client, Code};
@@ -30,6 +30,7 @@ struct Node {
 
 fn spec() -> ListenerSpec {
     ListenerSpec {
+        origin: Origin::default(),
         name: "devices".into(),
         protocol: ListenerProtocol::Coap,
         bind: "127.0.0.1:0".into(),

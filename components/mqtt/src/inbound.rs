@@ -27,6 +27,8 @@ const MOST_BYTES: usize = 8 << 20;
 /// Messages that may wait for a subscription that does not exist, once those of before a restart have had their time to come back. Until
 /// then what a persistent session brings waits up to [`MOST`], and the socket is not read at that bound: nothing is given up.
 const MOST_PARKED: usize = 64;
+/// Filters of subscriptions that have ended.
+const MOST_LEFT: usize = 256;
 
 /// Takes one message. Like the core's handlers, whatever building block the messages are for.
 pub(crate) type Handler = Arc<dyn Fn(Arc<Message>) -> Fut<'static, Result<(), HandlerError>> + Send + Sync>;
@@ -65,8 +67,8 @@ struct Parked {
     pending: Pending,
     /// From when on; none when nobody has looked yet.
     since: Option<Monotonic>,
-    /// Its subscription ended before its turn came: another one may take its place, or the node is stopping and the broker keeps it. There
-    /// are [`MOST`] at most.
+    /// Its subscription has ended: another one may take its place (an application that is not well comes back), or the node is stopping and the
+    /// broker keeps it. It waits until room is needed.
     left: bool,
 }
 
@@ -89,6 +91,8 @@ pub(crate) struct Inbound {
     requests: HashMap<u64, Vec<u64>>,
     topics: HashMap<String, VecDeque<Pending>>,
     parked: VecDeque<Parked>,
+    /// Filters of subscriptions that have ended and that the broker still has, the latest [`MOST_LEFT`].
+    left: VecDeque<String>,
     with_us: usize,
     bytes: usize,
     /// Messages of connections before this one come again on a connection after it.
@@ -109,6 +113,7 @@ impl Inbound {
             requests: HashMap::new(),
             topics: HashMap::new(),
             parked: VecDeque::new(),
+            left: VecDeque::new(),
             with_us: 0,
             bytes: 0,
             superseded: 0,
@@ -123,6 +128,10 @@ impl Inbound {
     /// Called once, after the connection has been made.
     pub(crate) fn attach(&mut self, connection: &Arc<Connection>) {
         self.connection = Arc::downgrade(connection);
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.with_us >= MOST / 2 || self.bytes >= MOST_BYTES / 2
     }
 
     /// The socket should not be read.
@@ -224,6 +233,7 @@ impl Inbound {
         {
             self.requests.insert(key, vec![key]);
         }
+        self.left.retain(|f| f != filter);
         for parked in std::mem::take(&mut self.parked) {
             if topic::matches(plain_filter(filter), &parked.pending.message.topic) {
                 self.queue(parked.pending);
@@ -239,18 +249,20 @@ impl Inbound {
         let Some(at) = self.subscriptions.iter().position(|s| s.key == key) else { return };
         let gone = self.subscriptions.swap_remove(at);
         let shared = self.subscriptions.iter().any(|s| s.filter == gone.filter);
-        if unsubscribe
-            && !shared
-            && let Some(session) = session
-        {
+        if shared {
+            return;
+        }
+        if !unsubscribe {
+            self.left.truncate(MOST_LEFT - 1);
+            self.left.push_front(gone.filter);
+        } else if let Some(session) = session {
             session.unsubscribe(&gone.filter);
         }
     }
 
     /// A message has come.
     pub(crate) fn message(&mut self, message: Message, generation: u64, now: Monotonic) {
-        let half_full = self.with_us >= MOST / 2 || self.bytes >= MOST_BYTES / 2;
-        if message.qos == 0 && half_full {
+        if message.qos == 0 && self.is_half_full() {
             self.counts.overflowed += 1;
             return;
         }
@@ -265,7 +277,8 @@ impl Inbound {
         if wanted {
             self.queue(pending);
         } else {
-            self.parked.push_back(Parked { pending, since: Some(now), left: false });
+            let left = self.left.iter().any(|f| topic::matches(plain_filter(f), &pending.message.topic));
+            self.parked.push_back(Parked { pending, since: Some(now), left });
         }
     }
 
@@ -273,14 +286,14 @@ impl Inbound {
     pub(crate) fn expire(&mut self, session: &mut Session, generation: u64, now: Monotonic) {
         let settled = now.since(*self.began.get_or_insert(now)) >= self.park;
         let mut strangers = if settled { self.parked.iter().filter(|p| !p.left).count() } else { 0 };
-        while let Some(parked) = self.parked.front_mut() {
-            let late = now.since(*parked.since.get_or_insert(now)) >= self.park;
-            let many = !parked.left && strangers > MOST_PARKED;
-            if !late && !many {
-                break;
-            }
-            strangers = strangers.saturating_sub(usize::from(!parked.left));
-            let Some(Parked { pending, .. }) = self.parked.pop_front() else { return };
+        loop {
+            let (needed, park) = (self.is_half_full(), self.park);
+            let over = |parked: &mut Parked| {
+                let late = now.since(*parked.since.get_or_insert(now)) >= park;
+                if parked.left { late && needed } else { late || strangers > MOST_PARKED }
+            };
+            let Some(Parked { pending, left, .. }) = self.parked.iter_mut().position(over).and_then(|at| self.parked.remove(at)) else { return };
+            strangers = strangers.saturating_sub(usize::from(!left));
             if self.counts.unwanted.is_power_of_two() || self.counts.unwanted == 0 {
                 let (name, topic) = (&self.name, &pending.message.topic);
                 tracing::warn!(component.name = %name, mqtt.topic = %topic, dropped = self.counts.unwanted + 1, "message that no subscription wants");

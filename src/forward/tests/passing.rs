@@ -87,6 +87,21 @@ async fn a_peer_that_says_not_now_is_told_to_senders_at_once_and_a_stop_waits_fo
 }
 
 #[tokio::test(start_paused = true)]
+async fn before_a_drain_begins_senders_are_refused_at_once_and_then_share_it() {
+    let rig = rig().await;
+    rig.accept("local", "stored", 1_000..1_100);
+    let uplink = Scripted::accepting();
+    let drain = DrainSpec { jitter: Duration::from_secs(30), ..DrainSpec::default() };
+    let (status, _stop, _task) = rig.start(ForwarderConfig { drain, seed: Some(3), ..rig.config() }, &uplink);
+    until(|| status.state() == LinkState::Draining).await;
+    let (_, told, took) = publish(rig.hub.clone(), "0".into()).await;
+    assert!(told == Err(Unpassed::Link) && took < Duration::from_millis(100), "{told:?} {took:?}");
+    until(|| uplink.payloads().len() > 1).await;
+    assert_eq!(publish(rig.hub.clone(), "1".into()).await.1, Ok(()));
+    assert!(!uplink.payloads().contains(&"0".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_refuses_everything_of_such_a_lane_is_not_shut_off_and_nothing_is_set_aside() {
     let rig = rig().await;
     let uplink = Scripted::new(|_| Some(UplinkOutcome::Refused("no".into())));

@@ -9,8 +9,8 @@ use std::time::Duration;
 use selvedge::component::{Fut, InheritedSockets};
 use selvedge::node::{Node, NodeConfig};
 use selvedge::resource::{
-    ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, PropertySource, PropertyValue, Resources, Severity, load,
-    load_configuration,
+    ComponentSpec, ConfigurationSpec, ListenerLimits, ListenerProtocol, ListenerSpec, Origin, PropertySource, PropertyValue, Resources, Severity,
+    load, load_configuration,
 };
 use selvedge::telemetry::Metrics;
 use selvedge::telemetry::journal::{self, Journal};
@@ -102,6 +102,7 @@ fn defaults(data_dir: &std::path::Path, resources: &mut Resources) {
         origin: "built in".to_owned(),
     });
     resources.listeners.push(ListenerSpec {
+        origin: Origin::default(),
         name: "devices".to_owned(),
         protocol: ListenerProtocol::Mqtt,
         bind: DEFAULT_LISTENER.to_owned(),

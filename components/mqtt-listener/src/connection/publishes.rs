@@ -171,7 +171,7 @@ impl<S: Stream> Connection<S> {
     pub(super) async fn refuse(&mut self, p: &Publish<'_>, why: &AcceptError) -> Result<(), End> {
         let (code, label) = refusal(why);
         self.broker.metrics.refused(label);
-        if label == LANE_FAILED {
+        if label == STORE_CLOSED {
             return Err(End::Close { reason: code, why: label });
         }
         if p.qos == 0 {
@@ -241,6 +241,7 @@ impl<S: Stream> Connection<S> {
 
 /// Why a connection ends whose publishes cannot be made safe.
 const LANE_FAILED: &str = "lane-failed";
+const STORE_CLOSED: &str = "store-closed";
 
 /// What a refusal is called: the reason code, and the metric's label.
 fn refusal(why: &AcceptError) -> (u8, &'static str) {
@@ -251,6 +252,8 @@ fn refusal(why: &AcceptError) -> (u8, &'static str) {
         AcceptError::Outbox(OutboxError::TooLarge { .. }) => (reason::TOO_LARGE, "record-too-large"),
         AcceptError::Outbox(OutboxError::NotPassed { why, .. }) if why.may_be_repeated() => (reason::QUOTA, "not-passed"),
         AcceptError::Outbox(OutboxError::NotPassed { .. }) => (reason::IMPLEMENTATION, "upstream-refused"),
-        AcceptError::Outbox(_) => (reason::IMPLEMENTATION, LANE_FAILED),
+        // Nothing of it is stored: a disk that is full or broken is one more reason to try again later.
+        AcceptError::Outbox(OutboxError::Failed { .. }) => (reason::QUOTA, LANE_FAILED),
+        AcceptError::Outbox(_) => (reason::IMPLEMENTATION, STORE_CLOSED),
     }
 }

@@ -10,7 +10,7 @@ use selvedge::component::{
 use selvedge::hub::Hub;
 use selvedge::outbox::storage::DiskStorage;
 use selvedge::outbox::{AtRest, Durability, LaneConfig, Outbox, OutboxConfig, WhenFull};
-use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec};
+use selvedge::resource::{ListenerLimits, ListenerProtocol, ListenerSpec, Origin};
 use selvedge::supervise::Supervisor;
 use selvedge::telemetry::Metrics;
 use selvedge::time::Clock;
@@ -105,6 +105,7 @@ async fn embedded(data_dir: &Path, clock: &Arc<dyn Clock>, tasks: &mut JoinSet<(
     let retained = tables.open("retained").await.map_err(|e| e.to_string())?;
     let hub = Hub::new(outbox, Vec::new(), retained, clock.clone()).await.map_err(|e| e.to_string())?;
     let spec = ListenerSpec {
+        origin: Origin::default(),
         name: "cloud".to_owned(),
         protocol: ListenerProtocol::Mqtt,
         bind: "127.0.0.1:0".to_owned(),
