@@ -127,6 +127,11 @@ impl Supervisor {
         }
     }
 
+    /// A part has lost what it had in files and can go on without: degraded until the next start.
+    pub fn has_lost(&self, part: &str, what: &str) {
+        self.begin(part, what);
+    }
+
     /// The files that parts have set aside since the start.
     #[must_use]
     pub fn files_set_aside(&self) -> Vec<PathBuf> {

@@ -26,7 +26,7 @@ use crate::forward::{ForwarderStatus, LinkOrders};
 use crate::hub::{Hub, NOTICES, QUARANTINE};
 use crate::message::{Attributes, Inbound};
 use crate::outbox::storage::Storage;
-use crate::outbox::{Bound, DestinationId, LedgerRow, Locked};
+use crate::outbox::{Bound, DestinationId, LedgerRow, Locked, Vanished};
 use crate::resource::{DiskFloor, EscapePolicySpec};
 use crate::supervise::{Watch, contained};
 use crate::telemetry::Metrics;
@@ -96,6 +96,8 @@ pub(super) struct Surroundings {
     pub set_aside: Vec<PathBuf>,
     /// What is stored and cannot be opened for want of a key.
     pub locked: Vec<Locked>,
+    /// What was stored and stood in no file any more when the store was opened.
+    pub vanished: Vec<Vanished>,
     /// Whether there is a pub/sub `local` to tell the mode to.
     pub local: bool,
 }
@@ -127,6 +129,8 @@ struct Kept {
     told: Told,
     /// Files that were set aside when the store was opened, still to be told.
     damaged: Vec<String>,
+    /// What had vanished when the store was opened, still to be told.
+    vanished: Vec<Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -206,6 +210,9 @@ impl Escape {
         }
         let room = DAMAGED.saturating_sub(kept.damaged.len());
         kept.damaged.extend(at.set_aside.iter().take(room).map(|p| p.display().to_string()));
+        let room = DAMAGED.saturating_sub(kept.vanished.len());
+        let vanished = |v: &Vanished| json!({"lane": v.lane, "sequences": [v.sequences.0, v.sequences.1], "count": v.records});
+        kept.vanished.extend(at.vanished.iter().take(room).map(vanished));
         for destination in at.destinations() {
             at.hub.outbox().watch_losses(destination);
         }
@@ -241,8 +248,8 @@ impl Escape {
     pub(super) async fn run(mut self, mut watch: Watch, mut stop: Fut<'static, ()>) {
         let mut told = false;
         let mut since_defect = None::<Monotonic>;
-        if !self.kept.damaged.is_empty() || self.kept.outage.is_some() {
-            // The next start does not find files damaged any more, so an alarm that was not sent by then must be kept; and a start in the middle
+        if !self.kept.damaged.is_empty() || !self.kept.vanished.is_empty() || self.kept.outage.is_some() {
+            // The next start does not find files damaged or missing any more, so an alarm that was not sent by then must be kept; and a start in the middle
             // of an outage is one that its report counts.
             self.save().await;
         }
@@ -570,6 +577,7 @@ impl Escape {
             let untold = |row: &LedgerRow| tombstones::is_untold(&self.kept.told, row);
             let news = (self.kept.outage.is_some() && !upstream.secondary)
                 || !self.kept.damaged.is_empty()
+                || !self.kept.vanished.is_empty()
                 || !self.at.locked.is_empty()
                 || self.at.destinations_of(place).any(|d| self.at.hub.outbox().ledger_of(d).iter().any(untold));
             let orders = LinkOrders {
@@ -618,13 +626,17 @@ impl Escape {
         told
     }
 
-    /// Files of the store that were set aside, and messages that cannot be opened, are told to the first upstream that stands.
+    /// Files of the store that were set aside or have vanished, and messages that cannot be opened, are told to the first upstream that stands.
     async fn tell_damage(&mut self, topic: &str) -> bool {
         let Some(upstream) = self.at.upstreams.iter().find(|u| u.stands() && !u.secondary && u.status.takes_notices()) else { return false };
         let destination = upstream.destination;
         let mut told = false;
         if !self.kept.damaged.is_empty() && self.alarm(topic, destination, "store-damaged", ("setAside", json!(self.kept.damaged))).await {
             self.kept.damaged.clear();
+            told = true;
+        }
+        if !self.kept.vanished.is_empty() && self.alarm(topic, destination, "store-vanished", ("vanished", json!(self.kept.vanished))).await {
+            self.kept.vanished.clear();
             told = true;
         }
         if !self.at.locked.is_empty() {

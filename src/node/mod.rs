@@ -35,8 +35,8 @@ use crate::component::{BuildError, Fut, InheritedSockets, ListenerContext, PubSu
 use crate::escape::Handover;
 use crate::forward::{Forwarder, ForwarderStatus};
 use crate::hub::Hub;
-use crate::outbox::Locked;
 use crate::outbox::storage::Storage;
+use crate::outbox::{Locked, Vanished};
 use crate::resource::{ComponentSpec, ConfigurationSpec, Resources};
 use crate::supervise::Supervisor;
 use crate::telemetry::Metrics;
@@ -334,12 +334,15 @@ impl Node {
         if let Some(text) = &config.resources.duplicate_components {
             return Err(NodeError::Duplicates(text.clone()));
         }
-        let (hub, tables, set_aside, locked) = match store::open(&config, &host).await? {
-            Some(store) => (Some(store.hub), Some(store.tables), store.set_aside, store.locked),
-            None => (None, None, Vec::new(), Vec::new()),
+        let (hub, tables, set_aside, locked, vanished) = match store::open(&config, &host).await? {
+            Some(store) => (Some(store.hub), Some(store.tables), store.set_aside, store.locked, store.vanished),
+            None => (None, None, Vec::new(), Vec::new(), Vec::new()),
         };
         let supervisor = Supervisor::new(host.clock.clone(), &host.metrics);
         set_aside.iter().for_each(|file| supervisor.set_aside(STORE, file.clone()));
+        for Vanished { lane, sequences: (first, last), .. } in &vanished {
+            supervisor.has_lost(STORE, &format!("of lane {lane}, messages {first} to {last} were stored and stand in no file any more"));
+        }
         let mut components =
             components::build(&config, &host, &supervisor, hub.as_ref(), &components::Caches::open(&config, &host, tables.as_ref()).await).await?;
         if let Some(hub) = &hub
@@ -352,7 +355,7 @@ impl Node {
             Some((hub, tables)) => routes::set_up(&config, &host, hub, tables, &components)?,
             None => routes::Routes::default(),
         };
-        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes, &components, (supervisor.files_set_aside(), locked)));
+        let escape = hub.as_ref().map(|hub| escape(&config, &host, hub, &routes, &components, (supervisor.files_set_aside(), locked, vanished)));
         if let Some((_, handle)) = &escape {
             let store = mode_store::ModeStore::new(handle, routes.forwarders.iter().map(Forwarder::status).collect());
             components.add_mode_stores(&config.resources.components, &Arc::new(store));
@@ -574,7 +577,7 @@ fn escape(
     hub: &Hub,
     routes: &routes::Routes,
     components: &Components,
-    (set_aside, locked): (Vec<PathBuf>, Vec<Locked>),
+    (set_aside, locked, vanished): (Vec<PathBuf>, Vec<Locked>, Vec<Vanished>),
 ) -> (escape::Escape, EscapeHandle) {
     let policy = config.resources.escape_policies.first();
     let standby = routes::secondary(config);
@@ -602,6 +605,7 @@ fn escape(
         node,
         set_aside,
         locked,
+        vanished,
         dir: config.data_dir.clone(),
         hub: hub.clone(),
         storage: host.storage.clone(),

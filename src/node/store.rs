@@ -8,7 +8,7 @@ use super::components::is_mode_store;
 use super::{Host, NodeConfig, NodeError, version};
 use crate::component::Tables;
 use crate::hub::{Hub, LaneRule, NOTICES, QUARANTINE, QUARANTINE_BYTES};
-use crate::outbox::{AtRest, LaneConfig, Locked, MIN_QUOTA_BYTES, Outbox, OutboxConfig, WhenFull};
+use crate::outbox::{AtRest, LaneConfig, Locked, MIN_QUOTA_BYTES, Outbox, OutboxConfig, Vanished, WhenFull};
 use crate::resource::{DEFAULT_QUOTA_BYTES, LaneSpec, Resources, read_keys};
 
 /// The lane that every node has.
@@ -148,6 +148,8 @@ pub(super) struct Store {
     pub set_aside: Vec<PathBuf>,
     /// What cannot be opened for want of a key.
     pub locked: Vec<Locked>,
+    /// What was stored and stands in no file any more.
+    pub vanished: Vec<Vanished>,
 }
 
 /// Opens the store if anything needs it.
@@ -183,6 +185,12 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
             "messages are sealed with a key that is not among spec.atRest.keys: they are kept, and sent once it is there at a start (if it is lost for good: spec.atRest.lostKeys)"
         );
     }
+    for Vanished { lane, sequences: (first, last), records } in &recovery.vanished {
+        tracing::error!(
+            lane = %lane, first, last, records,
+            "messages that were stored stand in no file any more: a segment has vanished or lost its end; they are counted as lost"
+        );
+    }
     version::bring_forward(&*host.storage, dir, version).map_err(|e| fail(e.to_string()))?;
     tracing::info!(
         segments = recovery.segments,
@@ -196,7 +204,7 @@ pub(super) async fn open(config: &NodeConfig, host: &Host) -> Result<Option<Stor
     let hub = Hub::new(outbox, rules, retained, host.clock.clone()).await.map_err(|e| fail(e.to_string()))?;
     set_aside.extend(recovery.set_aside);
     set_aside.extend(tables.set_aside());
-    Ok(Some(Store { hub, tables, set_aside, locked: recovery.locked }))
+    Ok(Some(Store { hub, tables, set_aside, locked: recovery.locked, vanished: recovery.vanished }))
 }
 
 #[cfg(test)]

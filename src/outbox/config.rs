@@ -172,6 +172,11 @@ impl Durability {
             Self::Fsync | Self::Passthrough => Duration::ZERO,
         }
     }
+
+    /// Whether senders are answered only when their records are synced.
+    pub(crate) fn syncs(self) -> bool {
+        matches!(self, Self::Batched(_) | Self::Fsync)
+    }
 }
 
 /// How long records of batched lanes wait for others at most while flash is scarce ([`spare_flash`](super::Outbox::spare_flash)).

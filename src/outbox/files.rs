@@ -53,6 +53,19 @@ pub(crate) struct CursorPage {
     /// Compacted segments that the counts know of: lane, base and mark.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compacted: Vec<(String, u64, u64)>,
+    /// What stands in files for good, of the lanes that sync.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stood: Vec<Stood>,
+}
+
+/// How far the files of a lane were synced: what is missing of that later has vanished.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stood {
+    pub lane: String,
+    /// One past the last sequence.
+    pub through: u64,
+    /// Records accepted before it, ever, by number of the destination.
+    pub accepted: Vec<(u16, u64)>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks so
@@ -95,6 +108,7 @@ mod tests {
             }],
             next: vec![("default".into(), 9)],
             compacted: vec![("default".into(), 3, 1 << 32)],
+            stood: vec![Stood { lane: "default".into(), through: 8, accepted: vec![(1, 7)] }],
         };
         let bytes = encode(&page);
         assert_eq!(decode::<CursorPage>(&bytes), Some(page));
@@ -111,6 +125,6 @@ mod tests {
         let mut file = format!("{:08x}\n", crc32fast::hash(body)).into_bytes();
         file.extend_from_slice(body);
         let page: CursorPage = decode(&file).unwrap();
-        assert_eq!((page.entries[0].low, page.entries[0].segments.len(), page.entries[0].runs.len()), (5, 0, 0));
+        assert_eq!((page.entries[0].low, page.entries[0].segments.len(), page.entries[0].runs.len(), page.stood.len()), (5, 0, 0, 0));
     }
 }

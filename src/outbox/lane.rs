@@ -127,6 +127,8 @@ pub(crate) struct Lane {
     pub written: u64,
     /// One past the last sequence whose place in a file is final: a sync that fails moves what is behind it.
     pub settled: u64,
+    /// Accepted per destination before `settled`.
+    pub settled_accepted: BTreeMap<DestinationId, u64>,
     /// Accepted per destination before `written`.
     pub written_accepted: BTreeMap<DestinationId, u64>,
     /// One past the last sequence that ever stood in a file.
@@ -179,6 +181,7 @@ impl Lane {
             last_stored: 0,
             written: 1,
             settled: 1,
+            settled_accepted: BTreeMap::new(),
             written_accepted: BTreeMap::new(),
             filed: 1,
             gap: false,
@@ -501,11 +504,20 @@ impl Lane {
     /// A reader has come to the end of a sealed segment: what it met nothing of there cannot be read any more (a file was set aside).
     pub fn pass_segment(&mut self, at: usize, destination: DestinationId) {
         let (end, accepted) = (self.segment_end(at), self.accepted_through(at, destination));
-        let (base, created) = self.segments.get(at).map(|s| (s.base, s.created)).unwrap_or_default();
+        let (base, created, whole) = self.segments.get(at).map(|s| (s.base, s.created, !s.corrupt && !s.cover.is_lost())).unwrap_or_default();
         let Some(place) = self.places.get_mut(&destination) else { return };
+        // All of the segment checks out and has been read: what is missing stood behind it.
+        let from = if whole { place.cursor.next().clamp(base, end.saturating_sub(1).max(base)) } else { base };
         let lost = place.cursor.skip_to(base, end, accepted);
-        self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences: (base, end.saturating_sub(1)), times: (created, created) });
+        let sequences = (from, end.saturating_sub(1));
+        self.losses.note(destination, LossReason::Damaged, Loss { count: lost, sequences, times: (created, created) });
         self.corrupt_records += lost;
+        if lost > 0 && whole {
+            tracing::error!(
+                lane = %self.config.name, first = sequences.0, last = sequences.1, lost,
+                "messages that were stored stand in no file any more: a segment has vanished; they are counted as lost"
+            );
+        }
     }
 
     /// Nothing is written to this segment any more: another one follows it, or it is of an earlier run.

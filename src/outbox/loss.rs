@@ -80,6 +80,11 @@ impl Losses {
         }
     }
 
+    /// What was found before anybody could say that they tell it.
+    pub(super) fn note_at_opening(&mut self, destination: DestinationId, reason: LossReason, loss: Loss) {
+        self.noted.entry((destination, reason)).and_modify(|l| l.merge(loss)).or_insert(loss);
+    }
+
     pub(super) fn take(&mut self, destination: DestinationId) -> Vec<(LossReason, Loss)> {
         let mut taken = Vec::new();
         self.noted.retain(|(d, reason), loss| {

@@ -37,6 +37,7 @@ pub mod sim;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+mod vanished;
 mod writer;
 
 use std::path::PathBuf;
@@ -65,6 +66,7 @@ pub use reader::{Reader, Record, Run};
 pub use recover::{Locked, Recovery};
 pub use sealed::AtRest;
 use storage::Storage;
+pub use vanished::Vanished;
 use writer::Writer;
 
 /// Most destinations over the life of a store; their numbers are not used again.

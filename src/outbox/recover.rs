@@ -11,6 +11,7 @@ use super::cursor::{Cursor, End};
 use super::files::{self, CursorEntry, CursorPage, Manifest};
 use super::lane::{Lane, Place, Segment};
 use super::storage::{Storage, StoredFile};
+use super::vanished::{self, Missing, Vanished};
 use super::{DestinationId, LaneConfig, OutboxConfig, OutboxError, compact, salvage, sealed, writer};
 use crate::time::{Clock, Timestamp};
 
@@ -36,6 +37,8 @@ pub struct Recovery {
     pub set_aside: Vec<PathBuf>,
     /// Keys that are not there, and what they keep shut.
     pub locked: Vec<Locked>,
+    /// Records that were stored and stand in no file any more.
+    pub vanished: Vec<Vanished>,
 }
 
 /// Segments that are sealed with a key that is not there. They are kept, and not sent until it is.
@@ -222,12 +225,16 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     let mut report = Recovery::default();
     let manifest: Option<Manifest> = load(storage, &dir.join(MANIFEST), &mut report);
     let mut manifest = manifest.filter(|m| m.version == VERSION).unwrap_or_default();
+    let damaged = report.set_aside.len();
     let pages = CURSORS.map(|name| load::<CursorPage>(storage, &dir.join(name), &mut report));
+    // They are written in turn. One that is not there, or is set aside, may have been the later one.
+    let both = pages.iter().flatten().count() == 2;
     let page = pages.into_iter().flatten().max_by_key(|p| p.generation).unwrap_or_default();
+    let found = Found { latest: both || (page.generation == 1 && report.set_aside.len() == damaged), page: &page, now: clock.now() };
 
     let mut configs = config.lanes.clone();
-    let found = storage.list(dir).map_err(|e| directory("cannot list the folder", dir, &e))?;
-    for name in found {
+    let names = storage.list(dir).map_err(|e| directory("cannot list the folder", dir, &e))?;
+    for name in names {
         let known =
             configs.iter().any(|c| c.name == name) || name == MANIFEST || name == "lock" || name.contains('.') || CURSORS.contains(&name.as_str());
         if !known && storage.list(&dir.join(&name)).is_ok_and(|files| files.iter().any(|f| parse_segment_name(f).is_some())) {
@@ -239,7 +246,7 @@ pub(crate) fn recover(config: &OutboxConfig, storage: &dyn Storage, clock: &dyn 
     let mut lanes = Vec::with_capacity(configs.len());
     let mut latest = Timestamp::default();
     for lane_config in configs {
-        let lane = recover_lane(config, lane_config, storage, &page, &mut manifest, &mut latest, &mut report)?;
+        let lane = recover_lane(config, lane_config, storage, &found, &mut manifest, &mut latest, &mut report)?;
         lanes.push(lane);
     }
     // Every destination has a place in every lane from the start.
@@ -315,11 +322,19 @@ fn catch_up(lane: &Lane, at: usize, places: &mut BTreeMap<DestinationId, Place>,
     }
 }
 
+/// The cursors that were found.
+struct Found<'a> {
+    page: &'a CursorPage,
+    /// No later ones were saved.
+    latest: bool,
+    now: Timestamp,
+}
+
 fn recover_lane(
     config: &OutboxConfig,
     lane_config: LaneConfig,
     storage: &dyn Storage,
-    page: &CursorPage,
+    &Found { page, latest: latest_page, now }: &Found<'_>,
     manifest: &mut Manifest,
     latest: &mut Timestamp,
     report: &mut Recovery,
@@ -336,6 +351,8 @@ fn recover_lane(
     let mut lane = Lane::new(lane_config);
     // Bases of compacted segments that are newer than the cursor page.
     let mut news = Vec::new();
+    // The first one begins after a gap.
+    let mut fresh_first = false;
 
     for name in names {
         let path = dir.join(&name);
@@ -399,6 +416,9 @@ fn recover_lane(
                 lane.garbage.push(superseded);
             }
         }
+        if lane.segments.is_empty() {
+            fresh_first = fresh;
+        }
         lane.segments.push_back(segment);
     }
 
@@ -455,6 +475,10 @@ fn recover_lane(
     let first = lane.segments.front().map(|s| (s.base, s.accepted_before.clone()));
     let last = lane.segments.back().map(|s| (s.base, s.accepted_before.clone()));
     let tail = lane.written;
+    let (found_at, how) = (lane.segments.front().map_or(now, |s| s.created), vanished::before_first(fresh_first, latest_page));
+    let stood = page.stood.iter().find(|s| s.lane == lane.config.name).filter(|_| latest_page);
+    let forgotten = |id: DestinationId| manifest.destinations.get(usize::from(id.0)).is_none_or(String::is_empty);
+    let mut missing = Missing::new(&lane.config.name);
     for (id, place) in &mut places {
         place.cursor.sides.move_behind(tail);
         let ends = place.cursor.sides.runs().last().map_or(0, |(_, end, _)| *end);
@@ -472,11 +496,15 @@ fn recover_lane(
             place.accepted += finished.saturating_sub(there);
         }
         if let Some((base, before)) = &first {
-            // Segments are removed only when all in them is finished; an older page just does not know it yet.
-            place.cursor.drop_before(*base, before.get(id).copied().unwrap_or(0), End::Delivered);
+            // One that was forgotten has nothing to lose.
+            let how = if forgotten(*id) { End::Delivered } else { how };
+            missing.before(*id, &mut place.cursor, *base, before.get(id).copied().unwrap_or(0), how, found_at);
         }
         // The same when all that the file knows is finished.
         place.accepted = place.accepted.max(place.cursor.finished());
+        if let Some(stood) = stood.filter(|_| !forgotten(*id)) {
+            missing.behind(*id, place, stood, tail, found_at);
+        }
     }
     // What stood between the files and here was finished in memory, or went with the process.
     lane.gap = lane.next_sequence > tail && places.values().all(|p| p.accepted == p.cursor.finished());
@@ -487,7 +515,9 @@ fn recover_lane(
     }
     lane.written = lane.next_sequence;
     lane.settled = lane.written;
+    report.vanished.extend(missing.note(&mut lane));
     lane.written_accepted = places.iter().map(|(d, p)| (*d, p.accepted)).collect();
+    lane.settled_accepted.clone_from(&lane.written_accepted);
     lane.places = places;
     Ok(lane)
 }

@@ -13,7 +13,7 @@ use super::files::{self, CursorEntry, CursorPage};
 use super::lane::{Chunk, Lane, Segment};
 use super::sealed::{self, Cover, Sealer};
 use super::storage::StoredFile;
-use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, THRIFT_BATCH, recover};
+use super::{Durability, LaneConfig, OutboxConfig, Progress, Shared, THRIFT_BATCH, recover, vanished};
 use crate::time::Monotonic;
 
 /// Unsynced bytes of a batched lane at which it is synced early; bounds what is kept in memory for a failed sync.
@@ -175,6 +175,7 @@ impl Writer {
         }
         let mut garbage: Vec<Segment> = Vec::new();
         let mut middle: Vec<Vec<Segment>> = Vec::new();
+        let mut promised = false;
         for (cell, writer) in self.shared.lanes.iter().zip(&self.lanes) {
             let mut lane = cell.lock();
             let wall = self.shared.clock.now();
@@ -182,12 +183,15 @@ impl Writer {
             let ended = lane.gap || lane.passing.is_some();
             let keep = usize::from(!ended || writer.active.is_some());
             lane.trim(wall, keep);
+            promised |= !lane.garbage.is_empty() && lane.config.durability.syncs();
             garbage.append(&mut lane.garbage);
             middle.push(std::mem::take(&mut lane.middle));
         }
-        // Cursors go first, so that a restart in between counts the removed records as what they became.
+        // Cursors go first, so that a restart in between counts the removed records as what they became: what stands in no file and is
+        // not known as finished counts as lost. Synced, so that a power cut does not undo them alone; only a lane that syncs its
+        // records is worth that.
         let due = self.page_due.is_some_and(|due| now >= due);
-        let durable = last || middle.iter().any(|m| !m.is_empty());
+        let durable = last || promised || middle.iter().any(|m| !m.is_empty());
         let mut known = false;
         if durable || due || !garbage.is_empty() {
             known = self.write_page(durable);
@@ -319,8 +323,12 @@ impl Writer {
         let (written, progress, reader_waits) = {
             let mut lane = cell.lock();
             let writer = &self.lanes[at];
-            let durable = writer.unsynced.front().or(writer.stuck.front()).map_or(lane.written, |c| c.first);
-            lane.settled = lane.settled.max(durable);
+            let unsettled = writer.unsynced.front().or(writer.stuck.front());
+            let durable = unsettled.map_or(lane.written, |c| c.first);
+            if durable > lane.settled {
+                lane.settled = durable;
+                lane.settled_accepted = unsettled.map_or_else(|| lane.written_accepted.clone(), |c| c.accepted_before.clone());
+            }
             let reader_waits = std::mem::take(&mut lane.reader_waits);
             (lane.written, Progress { durable, failure: lane.failure.clone(), closed: false }, reader_waits)
         };
@@ -352,6 +360,8 @@ impl Writer {
                     for segment in garbage {
                         self.remove(&segment);
                     }
+                    // There was no room to write them before.
+                    self.page_due = Some(self.shared.clock.monotonic());
                 }
                 other => return other,
             }
@@ -518,6 +528,7 @@ impl Writer {
         for cell in &self.shared.lanes {
             let lane = cell.lock();
             page.next.push((lane.config.name.clone(), lane.next_sequence));
+            page.stood.extend(vanished::stood(&lane));
             let compacted = lane.segments.iter().filter_map(|s| Some((lane.config.name.clone(), s.base, s.compacted.as_ref()?.mark)));
             page.compacted.extend(compacted);
             for (id, place) in &lane.places {

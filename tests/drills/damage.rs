@@ -82,7 +82,12 @@ fn damages(s: &mut Scene, segments: bool, rounds: u64) {
                 let acknowledged: Book = s.publishers.iter().flat_map(Publisher::acknowledged).collect();
                 at_risk.push(acknowledged.without(&s.sink().arrived()).into_iter().collect());
             }
-            let done = damage(path, &mut s.random);
+            let done = if segments && s.random.below(6) == 0 {
+                std::fs::remove_file(path).unwrap();
+                "removed"
+            } else {
+                damage(path, &mut s.random)
+            };
             *how.entry(done.to_owned()).or_default() += 1;
         }
         s.subject.up();

@@ -196,6 +196,55 @@ fn databases_that_had_to_be_set_aside_are_told_upstream_and_the_box_is_degraded_
     assert_eq!(node.terminate(), Some(0));
 }
 
+#[test]
+fn messages_whose_file_vanishes_while_the_box_is_down_are_counted_as_lost_and_told() {
+    let broker = Mosquitto::start();
+    let devices = free_port();
+    let place = Place::new(&yaml(free_port(), devices, "diskFree: 1MiB"));
+    let node = place.start();
+    let mut device = Client::connect(devices, "device", true).unwrap();
+    let messages: Vec<_> = (0..50).map(|n| ("alarm/a", format!("{n}").into_bytes())).collect();
+    device.send(&messages).unwrap();
+    for _ in &messages {
+        assert!(device.acknowledged(LONG).unwrap().is_some());
+    }
+    let outbox = place.data().join("outbox");
+    let saved = |name: &str| std::fs::read_to_string(outbox.join(name)).is_ok_and(|page| page.contains(r#""lane":"critical","through":51"#));
+    eventually(LONG, "the cursors are saved", || saved("cursors-a") || saved("cursors-b"));
+    node.kill();
+    let segments: Vec<_> = files(&outbox.join("critical")).into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    std::fs::remove_file(&segments[0]).unwrap();
+
+    place.rewrite(&yaml(broker.port, devices, "diskFree: 1MiB"));
+    let mut cloud = Client::connect(broker.port, "cloud", true).unwrap();
+    cloud.subscribe("#").unwrap();
+    let node = place.start();
+    assert_eq!(node.status()["degraded"][0]["part"], "store");
+    assert!(node.has_logged("stand in no file any more"), "{}", node.log().join("\n"));
+    let (mut alarm, mut stone) = (None, None);
+    while alarm.is_none() || stone.is_none() {
+        let (topic, payload) = cloud.receive(LONG).unwrap().expect("an alarm and a tombstone");
+        assert!(!topic.starts_with("alarm/"), "{topic}");
+        let notice: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
+        match notice["kind"].as_str() {
+            Some("alarm") => alarm = Some(notice),
+            Some("tombstone") => stone = Some(notice),
+            _ => {}
+        }
+    }
+    let (alarm, stone) = (alarm.unwrap(), stone.unwrap());
+    assert_eq!(alarm["alarm"], "store-vanished");
+    assert_eq!(alarm["vanished"], serde_json::json!([{"lane": "critical", "sequences": [1, 50], "count": 50}]));
+    assert_eq!((&stone["lane"], &stone["reason"], &stone["count"]), (&"critical".into(), &"damaged".into(), &50.into()), "{stone}");
+    assert_eq!(stone["sequences"], serde_json::json!([1, 50]));
+    assert_eq!(node.ledger("upstream/cloud", "evicted"), 50);
+    assert_eq!(node.terminate(), Some(0));
+    let node = place.start();
+    assert_eq!((&node.status()["degraded"], node.ledger("upstream/cloud", "evicted")), (&serde_json::json!([]), 50), "told and counted once");
+    assert_eq!(node.terminate(), Some(0));
+}
+
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     entries.flat_map(|e| if e.path().is_dir() { files(&e.path()) } else { vec![e.path()] }).collect()
