@@ -77,10 +77,11 @@ fn users_routes_and_lanes_change_live_and_connected_devices_stay() {
     assert!(well, "{said}");
     for line in [
         "reloaded: listener devices: users: 2 accounts",
-        "reloaded: lane telemetry: match, quota, ttl",
+        "reloaded: lane telemetry: quota, ttl",
         "reloaded: routes: 2 new, 1 gone",
         "needs a restart: listener devices: bind",
         "needs a restart: lane added is new",
+        "needs a restart: lane telemetry: match",
         "needs a restart: escape policy escape is new",
     ] {
         assert!(said.lines().any(|l| l == line), "{line}\n{said}");
