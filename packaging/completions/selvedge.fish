@@ -5,7 +5,7 @@ complete -c selvedge -n __fish_use_subcommand -a demo -d 'an outage, a kill and 
 complete -c selvedge -n __fish_use_subcommand -a init -d 'write a commented folder of YAML, check it, say what comes next; more: selvedge init --help'
 complete -c selvedge -n __fish_use_subcommand -a check -d 'check folders of YAML strictly, start nothing'
 complete -c selvedge -n __fish_use_subcommand -a status -d 'what the node of this data directory is doing, as JSON'
-complete -c selvedge -n __fish_use_subcommand -a queue -d 'what waits; what upstreams refused: show it, as JSON lines, try it again, drop it'
+complete -c selvedge -n __fish_use_subcommand -a queue -d 'what waits; what upstreams refused: show it, as JSON lines, try it again, drop it; drop what waits for an upstream that there is not any more'
 complete -c selvedge -n __fish_use_subcommand -a escape -d 'the mode of the box: show it, close all links, open them, set it, past outages'
 complete -c selvedge -n __fish_use_subcommand -a doctor -d 'examine the box, the upstreams and the settings: what was found and what to do'
 complete -c selvedge -n __fish_use_subcommand -a reload -d 'read the folders of YAML again: what can change live does, the rest is named; another level for the log'
